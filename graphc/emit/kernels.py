@@ -1,0 +1,257 @@
+"""What each kernel's template is given: texts and numbers, prepared from the frozen description."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from types import SimpleNamespace
+from typing import Any
+
+from graphc.emit.text import C_TYPE, SUFFIX, BodyText, extent, linear, literal
+from graphc.program.ir import Access, Accumulate, Epilogue, Kernel, LoopSpec, Statement, Sweep
+from graphc.types import DType, Extent, Size, at
+
+LANES = 16
+# A tile row of a direct convolution lives on the stack of its thread.
+_BLOCKS = (4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A loop: its variable and its extent as C text."""
+
+    var: str
+    extent: str
+
+
+@dataclass(frozen=True)
+class AccumulatorText:
+    """An accumulator as the loop template needs it."""
+
+    name: str
+    kind: str
+    ctype: str
+    start: str
+    value: str
+    suffix: str
+    index: str = ""
+    best: str = ""
+    best_array: str = ""
+    best_start: str = ""
+    value_ctype: str = ""
+
+
+@dataclass
+class SweepText:
+    """A sweep as the loop template needs it."""
+
+    lines: list[str]
+    accumulators: list[AccumulatorText]
+    stores: list[str]
+    kept_lines: list[str]
+    kept_stores: list[str]
+    scalar: bool
+    uses_vector: bool = True
+
+
+@dataclass
+class LoopText:
+    """A loop nest as its template needs it."""
+
+    mode: str
+    kept: list[Axis]
+    reduced: list[Axis]
+    before: list[str]
+    sweeps: list[SweepText]
+    parallel: bool
+    collapse: bool
+    lanes: bool
+    lanes_exact: bool
+    vector: Axis | None = None
+    vector_exact: bool = False
+    declarations: list[str] = field(default_factory=list)
+
+
+def _start(kind: str, dtype: DType) -> str:
+    if kind == "sum":
+        return literal(0.0, dtype)
+    if kind in ("argmax", "argmin"):
+        return "0"
+    return _lowest(dtype) if kind == "max" else _highest(dtype)
+
+
+def _lowest(dtype: DType) -> str:
+    return {"int32": "INT32_MIN", "int64": "INT64_MIN", "uint8": "0"}.get(dtype, "-INFINITY")
+
+
+def _highest(dtype: DType) -> str:
+    return {"int32": "INT32_MAX", "int64": "INT64_MAX", "uint8": "UINT8_MAX"}.get(dtype, "INFINITY")
+
+
+def loop_context(kernel: Kernel, batch: int, parallel_work: int) -> LoopText:
+    """Return the context of the loop template."""
+    spec: LoopSpec = kernel.spec
+    variables = [f"i{a}" for a in range(len(spec.extents))]
+    axes = [Axis(v, extent(e)) for v, e in zip(variables, spec.extents, strict=True)]
+    kept = [a for a, r in zip(axes, spec.reduced, strict=True) if not r]
+    reduced = [a for a, r in zip(axes, spec.reduced, strict=True) if r]
+    columns = bool(reduced) and not spec.reduced[-1] and bool(kept)
+    subscripted: dict[str, str] = {}
+    declarations: list[str] = []
+    if columns:
+        for statement in _kept_statements(spec):
+            subscripted[statement.name] = f"{statement.name}[lane]"
+            declarations.append(f"{C_TYPE[statement.dtype]} {statement.name}[GC_LANES];")
+        for sweep in spec.sweeps:
+            subscripted |= {a.name: f"{a.name}[lane]" for a in sweep.accumulators}
+    body = BodyText(kernel.operands, variables, subscripted)
+    inner = spec.extents[-1] if spec.extents else 1
+    lanes = bool(reduced) and not columns and (isinstance(inner, Extent) or inner >= 2 * LANES)
+    kept_extents = [e for e, r in zip(spec.extents, spec.reduced, strict=True) if not r]
+    work = at(kernel.flops, batch) + at(kernel.bytes, batch) // 4
+    parallel = bool(kept) and work >= parallel_work
+    outer = at(kept_extents[0], batch) if kept_extents else 1
+    may_collapse = len(kept) >= 3 if not reduced else len(kept) - columns >= 2
+    return LoopText(
+        mode="columns" if columns else "rows",
+        kept=kept,
+        reduced=reduced,
+        before=[body.statement(s) for s in spec.before],
+        sweeps=[_sweep(s, body, columns, variables) for s in spec.sweeps],
+        parallel=parallel,
+        collapse=parallel and may_collapse and outer < 64,
+        lanes=lanes,
+        lanes_exact=isinstance(inner, int) and inner % LANES == 0,
+        vector=kept[-1] if columns else None,
+        vector_exact=columns and isinstance(kept_extents[-1], int) and kept_extents[-1] % LANES == 0,
+        declarations=declarations,
+    )
+
+
+def _kept_statements(spec: LoopSpec) -> list[Statement]:
+    statements = list(spec.before)
+    for sweep in spec.sweeps:
+        statements += sweep.kept_statements
+    return statements
+
+
+def _sweep(sweep: Sweep, body: BodyText, columns: bool, variables: Sequence[str]) -> SweepText:
+    accumulators = [_accumulator(a, body, columns, sweep) for a in sweep.accumulators]
+    lines = [body.statement(s) for s in sweep.statements]
+    stores = [body.store(s) for s in sweep.stores]
+    text = " ".join(lines + stores)
+    return SweepText(
+        lines,
+        accumulators,
+        stores,
+        [body.statement(s) for s in sweep.kept_statements],
+        [body.store(s) for s in sweep.kept_stores],
+        scalar=any(a.best for a in accumulators),
+        uses_vector=bool(variables) and re.search(rf"\b{variables[-1]}\b", text) is not None,
+    )
+
+
+def _accumulator(a: Accumulate, body: BodyText, columns: bool, sweep: Sweep) -> AccumulatorText:
+    is_index = a.kind in ("argmax", "argmin")
+    dtype: DType = "int64" if is_index else a.dtype
+    best = f"{a.name}_best" if is_index else ""
+    return AccumulatorText(
+        a.name, a.kind, C_TYPE[dtype], _start(a.kind, dtype), body.name(a.value), SUFFIX[dtype], a.index,
+        f"{best}[lane]" if best and columns else best, best,
+        _lowest(a.dtype) if a.kind == "argmax" else _highest(a.dtype), C_TYPE[a.dtype],
+    )  # fmt: skip
+
+
+class EpilogueText:
+    """The epilogue of an anchored kernel, as lines of C for its template."""
+
+    def __init__(self, kernel: Kernel, epilogue: Epilogue):
+        """Print the epilogue with the loop variables that the template uses."""
+        body = BodyText(kernel.operands, epilogue.axes)
+        self.pool = epilogue.pool
+        self.pooled_value = epilogue.pooled_value
+        before = [body.statement(s) for s in epilogue.statements]
+        after = [body.statement(s) for s in epilogue.after]
+        stores = [body.store(s) for s in epilogue.stores]
+        self.inner_lines = "\n".join(before)
+        self.outer_lines = "\n".join((after if self.pool else before) + stores)
+        self.uses_index = any(s.value == "pool_index" for s in epilogue.stores)
+        used: set[str] = set()
+        for item in (*epilogue.statements, *epilogue.after, *epilogue.stores):
+            if not hasattr(item, "access"):
+                continue
+            used |= {v for v, s in zip(epilogue.axes, item.access.strides, strict=True) if s != 0}
+        if kernel.template == "take":  # the flattened result takes no epilogue but its store
+            self.outer_lines = f"{kernel.operands[epilogue.stores[0].operand].name}[k * {extent(kernel.spec.width)} + d] = acc;"
+        self.uses = [axis in used for axis in epilogue.axes]
+
+
+def _block(extent_: int) -> int:
+    return next(b for b in _BLOCKS if extent_ % b == 0)
+
+
+def anchor_context(kernel: Kernel, batch: int) -> dict[str, Any]:
+    """Return the context of an anchor's template: ``s`` the spec with derived numbers, ``e`` the epilogue."""
+    spec = kernel.spec
+    values: dict[str, Any] = {f.name: getattr(spec, f.name) for f in fields(spec)}
+    if kernel.template.startswith("conv2d"):
+        g = spec.geometry
+        (top, bottom), (left, right) = g.padding
+        reach_w = (spec.ow - 1) * g.stride[1] + (spec.kw - 1) * g.dilation[1] - left
+        reach_h = (spec.oh - 1) * g.stride[0] + (spec.kh - 1) * g.dilation[0] - top
+        values["padded_w"] = left > 0 or reach_w >= spec.w
+        values["padded_h"] = top > 0 or reach_h >= spec.h
+        values["block"] = _block(
+            (spec.c if kernel.template == "conv2d_backward_data" else spec.o) // g.groups
+        )
+    if "pool2d" in kernel.template:
+        values |= _pool_facts(spec)
+    if kernel.template == "matmul":
+        values |= _matmul_tiles(spec)
+    values = {k: extent(v) if isinstance(v, Extent) else v for k, v in values.items()}
+    assert kernel.epilogue is not None
+    return {
+        "s": SimpleNamespace(**values),
+        "e": EpilogueText(kernel, kernel.epilogue),
+        "T": C_TYPE[kernel.dtype],
+        "suffix": SUFFIX[kernel.dtype],
+        "ctypes": {o.name: C_TYPE[o.dtype] for o in kernel.operands},
+    }
+
+
+def _pool_facts(spec: Any) -> dict[str, Any]:
+    """Return which windows leave the image, and the count of an average where all windows have the same."""
+    g = spec.geometry
+    leaves = [
+        p > 0 or (o - 1) * s + (k - 1) * d - p >= size
+        for p, o, s, k, d, size in zip(
+            g.padding, g.out, g.stride, g.kernel, g.dilation, (spec.h, spec.w), strict=True
+        )
+    ]
+    return {
+        "leaves_h": leaves[0],
+        "leaves_w": leaves[1],
+        "ragged": g.out[0] * g.kernel[0] != spec.h or g.out[1] * g.kernel[1] != spec.w,
+        "constant_count": spec.divisor or (None if any(leaves) else g.area),
+    }
+
+
+def _matmul_tiles(spec: Any) -> dict[str, Any]:
+    dot = spec.transpose_b and not spec.transpose_a
+    height = 4 if not isinstance(spec.rows, int) or spec.rows >= 4 else spec.rows
+    columns: Size = spec.columns
+    width = 4 if dot else 64
+    if isinstance(columns, int) and columns < width:
+        width = columns
+    lead = [f"i{a}" for a in range(len(spec.lead))]
+    return {
+        "tile_rows": height,
+        "tile_columns": width,
+        "rows_exact": isinstance(spec.rows, int) and spec.rows % height == 0,
+        "columns_exact": isinstance(columns, int) and columns % width == 0,
+        "depth_factor": extent(spec.depth),
+        "lead": [extent(e) for e in spec.lead],
+        "lead_a": linear(Access(spec.lead_strides_a), lead) if lead else "0",
+        "lead_b": linear(Access(spec.lead_strides_b), lead) if lead else "0",
+    }

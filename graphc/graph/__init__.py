@@ -1,0 +1,1 @@
+"""The first level: an immutable, interned graph of typed nodes."""

@@ -1,0 +1,48 @@
+"""Where in the user's program a node was written."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A line of the user's program; printed with the file's base name, so that output is portable."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        """Return e.g. ``train.py:14``."""
+        return f"{os.path.basename(self.file)}:{self.line}"
+
+
+_attributed: ContextVar[Source | None] = ContextVar("attributed", default=None)
+
+
+@contextmanager
+def attribute_to(source: Source) -> Iterator[None]:
+    """Let every node made inside the block carry this line: a derivative belongs to its op's line."""
+    token = _attributed.set(source)
+    try:
+        yield
+    finally:
+        _attributed.reset(token)
+
+
+def user_source() -> Source:
+    """Return the innermost line on the call stack that lies outside the compiler."""
+    attributed = _attributed.get()
+    if attributed is not None:
+        return attributed
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return Source(frame.f_code.co_filename, frame.f_lineno)

@@ -1,0 +1,81 @@
+"""Anchored groups: one op with a template of its own, and the epilogue fused to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from graphc import scalar
+from graphc.graph.node import Node
+from graphc.lower.body import Names, Operands, Reader, Storage, compute
+from graphc.ops.anchor import Anchor
+from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex
+from graphc.passes.fuse import Group
+from graphc.program.ir import Access, Buffer, Compute, Epilogue, Kernel, Operand, Statement, Store
+from graphc.types import ITEMSIZE, Size, contiguous_strides, product
+
+
+def lower_anchor(
+    group: Group, storage: Storage, contiguous: Callable[[Node], Buffer], place: Callable[[Node], Buffer]
+) -> tuple[Kernel, list[Buffer]]:
+    """Return the kernel of an anchored group and the buffers of its call."""
+    anchor = group.anchor
+    assert anchor is not None and isinstance(anchor.op, Anchor)
+    op = anchor.op
+    operands = Operands()
+    for name, operand in zip(op.operand_names, anchor.inputs, strict=True):
+        # An op may read one buffer in two roles (a gram matrix): every role is a parameter of its own.
+        operands.operands.append(Operand(name, operand.dtype, False, operand.shape))
+        operands.buffers.append(contiguous(operand))
+    epilogue, operations = _epilogue(group, anchor, op, operands, storage, place)
+    types = [i.type for i in anchor.inputs]
+    touched: Size = 0
+    for parameter in operands.operands:
+        touched = touched + product(parameter.shape) * ITEMSIZE[parameter.dtype]
+    kernel = Kernel(
+        op.template, op.spec(anchor.type, *types), tuple(operands.operands), epilogue, op.formula,
+        op.flops(anchor.type, *types) + anchor.type.size * operations, touched,
+        anchor.dtype if anchor.type.is_float else types[0].dtype, True,
+    )  # fmt: skip
+    return kernel, operands.buffers
+
+
+def _epilogue(
+    group: Group,
+    anchor: Node,
+    op: Anchor,
+    operands: Operands,
+    storage: Storage,
+    place: Callable[[Node], Buffer],
+) -> tuple[Epilogue, int]:
+    """Return the epilogue and its operations per element."""
+    names = Names()
+    for taken in ("acc", "pool_max", "pool_index", *op.epilogue_axes(anchor.shape)):
+        names.reserve(taken)
+    values: dict[Node, str] = {anchor: "acc"}
+    lists: list[list[Statement]] = [[], []]
+    pool: tuple[int, int] | None = None
+    pooled_value = ""
+    stage = 0
+    readers = [Reader(anchor.shape, operands, storage, names)]
+    for node in group.nodes[1:]:
+        if isinstance(node.op, (MaxPool2d, MaxPool2dIndex)):
+            if pool is None:
+                readers.append(Reader(node.shape, operands, storage, names))
+            stage, pool, pooled_value = 1, node.op.geometry.kernel, values[node.inputs[0]]
+            values[node] = "pool_max" if isinstance(node.op, MaxPool2d) else "pool_index"
+            continue
+        arguments = []
+        for operand in node.inputs:
+            if operand not in values:
+                values[operand] = readers[stage].external(operand, lists[stage].append)
+            arguments.append(values[operand])
+        values[node] = names.fresh(node.op.title)
+        lists[stage].append(compute(node, values[node], arguments))
+    stores = []
+    for node in group.outputs:
+        position = operands.add("out", place(node), node.shape, True)
+        strides = contiguous_strides(node.shape) if op.epilogue_axes(anchor.shape) else ()
+        stores.append(Store(position, Access(strides), values[node]))
+    operations = sum(max(1, scalar.flops(s.expr)) for s in lists[0] + lists[1] if isinstance(s, Compute))
+    axes = op.epilogue_axes(anchor.shape)
+    return Epilogue(axes, tuple(lists[0]), tuple(stores), pool, pooled_value, tuple(lists[1])), operations

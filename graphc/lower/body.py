@@ -1,0 +1,187 @@
+"""Straight-line bodies: reading nodes at a loop index, and the operands that a kernel gets."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from graphc.errors import GraphError
+from graphc.graph.node import Node
+from graphc.ops.elementwise import Elementwise
+from graphc.ops.leaves import BatchExtent, Constant, Full, Iota, Parameter, RandomUniform, State
+from graphc.ops.movement import Movement, View
+from graphc.passes.fuse import is_generated
+from graphc.program.ir import Access, Buffer, Compute, Index, Load, Number, Operand, Random, Statement
+from graphc.types import Shape, contiguous_strides
+
+
+class Storage(Protocol):
+    """Where values are, while an entry point is lowered."""
+
+    def locate(self, node: Node) -> tuple[Buffer, View]:
+        """Return the buffer of a node and how to read it."""
+
+    def is_stored(self, node: Node) -> bool:
+        """Return whether a node has a buffer of its own."""
+
+
+_C_KEYWORDS = frozenset(
+    "auto break case char const continue default do double else enum extern float for goto if inline int "
+    "long register restrict return short signed sizeof static struct switch typedef union unsigned void "
+    "volatile while in N threads bool true false asm typeof linux unix NULL NAN INFINITY int8_t uint8_t int16_t "
+    "uint16_t int32_t uint32_t int64_t uint64_t size_t stderr stdout stdin errno omp_in gc_random".split()
+)  # fmt: skip
+
+# What a value must not be called: functions of the C library, and variables of the templates.
+_RESERVED = frozenset(
+    "exp log log1p expm1 sqrt pow abs fabs sin cos tan tanh sinh cosh atan erf floor ceil round sum acc row "
+    "first tile top left rows columns group image base block width lane end from to shift reach partial n c o y "
+    "x h w i j k b p q r d a value best tap inside at random update weights grads count".split()
+)
+
+
+def c_name(text: str) -> str:
+    """Return text as a C identifier: other characters become underscores."""
+    name = re.sub(r"[^0-9A-Za-z_]", "_", text)
+    if not name or name[0].isdigit():
+        name = f"_{name}"
+    return f"{name}_" if name in _C_KEYWORDS or keyword.iskeyword(name) else name
+
+
+@dataclass
+class Operands:
+    """The parameters of one kernel under construction, and the buffers that a call passes for them."""
+
+    operands: list[Operand] = field(default_factory=list)
+    buffers: list[Buffer] = field(default_factory=list)
+
+    def add(self, name: str, buffer: Buffer, shape: Shape, written: bool) -> int:
+        """Return the position of a parameter; reading a buffer twice is one parameter."""
+        for position, (known, bound) in enumerate(zip(self.operands, self.buffers, strict=True)):
+            if bound == buffer and known.written == written:
+                return position
+        taken = {o.name for o in self.operands}
+        unique = (
+            name
+            if name not in taken
+            else next(f"{name}{k}" for k in range(1, 999) if f"{name}{k}" not in taken)
+        )
+        self.operands.append(Operand(unique, buffer.dtype, written, shape))
+        self.buffers.append(buffer)
+        return len(self.operands) - 1
+
+
+def role(node: Node) -> str:
+    """Return the name of a kernel's parameter: the same for equal layers, so that they share code."""
+    if isinstance(node.op, (Parameter, State)):
+        return c_name(node.op.field) if node.op.field else "parameter"
+    return "constant" if isinstance(node.op, Constant) else "operand"
+
+
+def broadcast_strides(shape: Shape, strides: Shape, domain: Shape) -> Shape:
+    """Return strides over the axes of the domain: 0 wherever the tensor is repeated."""
+    new = len(domain) - len(shape)
+    return tuple(
+        0 if a < new or (shape[a - new] == 1 and domain[a] != 1) or domain[a] == 1 else strides[a - new]
+        for a in range(len(domain))
+    )
+
+
+class Names:
+    """Hands out C names that are unique within a kernel."""
+
+    def __init__(self) -> None:
+        """Start with no name taken."""
+        self._taken: set[str] = set()
+
+    def fresh(self, base: str) -> str:
+        """Return the base, or the base with a number."""
+        stem = c_name(base)
+        stem = f"{stem}_value" if stem in _RESERVED else stem
+        name, number = stem, 1
+        while name in self._taken:
+            number += 1
+            name = f"{stem}_{number}"
+        self._taken.add(name)
+        return name
+
+    def reserve(self, name: str) -> None:
+        """Keep a name of the template's from being handed out."""
+        self._taken.add(name)
+
+
+class Reader:
+    """Emits the statements that make a node's value available at the index of a domain."""
+
+    def __init__(self, domain: Shape, operands: Operands, storage: Storage, names: Names):
+        """Read for loops over ``domain``."""
+        self.domain = domain
+        self.operands = operands
+        self.storage = storage
+        self.names = names
+
+    def external(self, node: Node, emit: Callable[[Statement], None]) -> str:
+        """Emit what reads a node from outside the kernel (or generates it) and return its name."""
+        if is_generated(node):
+            return self._generated(node, emit)
+        if isinstance(node.op, Elementwise) and not self.storage.is_stored(node):
+            arguments = [self.external(i, emit) for i in node.inputs]  # cheaper to compute again than to keep
+            name = self.names.fresh(node.op.title)
+            emit(compute(node, name, arguments))
+            return name
+        buffer, view = self.storage.locate(node)
+        base = node
+        while isinstance(base.op, Movement):
+            base = base.inputs[0]
+        position = self.operands.add(role(base), buffer, base.shape, False)
+        name = self.names.fresh(f"{self.operands.operands[position].name}_i")
+        emit(Load(name, buffer.dtype, position, self._access(view)))
+        return name
+
+    def _access(self, view: View) -> Access:
+        return Access(broadcast_strides(view.shape, view.strides, self.domain), view.offset)
+
+    def _generated(self, node: Node, emit: Callable[[Statement], None]) -> str:
+        op = node.op
+        name = self.names.fresh(op.title)
+        if isinstance(op, Elementwise):
+            arguments = tuple((self._generated(i, emit), i.dtype) for i in node.inputs)
+            emit(Compute(name, node.dtype, op.expr, arguments))
+            return name
+        base, view = generator_view(node)
+        if isinstance(base.op, Full):
+            emit(Number(name, node.dtype, base.op.value))
+        elif isinstance(base.op, BatchExtent):
+            emit(Number(name, node.dtype, base.op.size))
+        elif isinstance(base.op, Iota):
+            emit(Index(name, node.dtype, self._access(view)))
+        elif isinstance(base.op, RandomUniform):
+            assert isinstance(base.op.stream, int)
+            emit(Random(name, node.dtype, self._access(view), base.op.stream))
+        return name
+
+
+def generator_view(node: Node) -> tuple[Node, View]:
+    """Return the generator under a chain of movements, and the view of its index."""
+    if isinstance(node.op, Movement):
+        base, view = generator_view(node.inputs[0])
+        moved = node.op.view(view, node.shape)
+        if moved is None:
+            raise GraphError(f"{node!r}: a generated value cannot be read under this shape")
+        return base, moved
+    if isinstance(node.op, Iota):
+        strides = tuple(1 if a == node.op.axis else 0 for a in range(node.rank))
+        return node, View(node.shape, strides)
+    if isinstance(node.op, RandomUniform):
+        return node, View(node.shape, contiguous_strides(node.shape))
+    return node, View(node.shape, (0,) * node.rank)
+
+
+def compute(node: Node, name: str, arguments: list[str]) -> Compute:
+    """Return the statement of an elementwise node."""
+    assert isinstance(node.op, Elementwise)
+    pairs = tuple((a, i.dtype) for a, i in zip(arguments, node.inputs, strict=True))
+    return Compute(name, node.dtype, node.op.expr, pairs)

@@ -1,0 +1,172 @@
+"""One entry point: groups become calls of kernels on buffers, and every value gets a place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from graphc.errors import GraphError
+from graphc.graph.node import Node
+from graphc.lower.anchors import lower_anchor
+from graphc.lower.body import Operands, c_name
+from graphc.lower.loops import copy_kernel, loop_kernel, lower_loops
+from graphc.ops.anchor import Anchor
+from graphc.ops.movement import Concat, Movement, Place, View
+from graphc.passes.fuse import Group, is_generated
+from graphc.program.ir import Access, Buffer, Call, Kernel, LoopSpec, Number, Space, Store, Sweep
+from graphc.types import Size, contiguous_strides
+
+
+class EntryLowering:
+    """Lowers the groups of one entry point; ``calls`` grows in execution order."""
+
+    def __init__(self, stored: Mapping[Node, Buffer]):
+        """Start with the buffers of leaves."""
+        self.stored = dict(stored)
+        self._direct: dict[Node, Buffer] = {}
+        self.calls: list[Call] = []
+        self._names: set[str] = set()
+
+    def lower(self, groups: list[Group], results: Sequence[tuple[Node, Buffer]]) -> None:
+        """Append the calls of all groups, then copies for results that no kernel writes directly."""
+        computed = {n for g in groups for n in g.outputs}
+        self._claim_results(computed, results)
+        for group in groups:
+            self._lower_group(group)
+        for node, buffer in results:
+            if self.stored.get(node) != buffer:
+                self._copy(node, buffer)
+
+    def _claim_results(self, computed: set[Node], results: Sequence[tuple[Node, Buffer]]) -> None:
+        """Let kernels write results in place, also where the result is only another shape of what they give."""
+        for node, buffer in results:
+            base, view = node, View.contiguous(node.shape)
+            while isinstance(base.op, Movement):
+                base = base.inputs[0]
+            located: View | None = View.contiguous(base.shape)
+            for step in _movements(node):
+                located = (
+                    step.op.view(located, step.shape) if located and isinstance(step.op, Movement) else None
+                )
+            same = located is not None and located.is_contiguous and base.type.size == node.type.size
+            if base in computed and base not in self._direct and same and view.is_contiguous:
+                self._direct[base] = buffer
+                if base is not node:
+                    self.stored[node] = buffer
+
+    def place(self, node: Node) -> Buffer:
+        """Return the buffer of a kernel's output."""
+        if node not in self.stored or node in self._direct:
+            self.stored[node] = self._direct.get(node) or self._arena(node)
+        return self.stored[node]
+
+    def _arena(self, node: Node) -> Buffer:
+        base = c_name(node.name or node.op.title)
+        name, number = base, 1
+        while name in self._names:
+            number += 1
+            name = f"{base}_{number}"
+        self._names.add(name)
+        return Buffer(name, node.dtype, node.type.size, Space.ARENA)
+
+    def is_stored(self, node: Node) -> bool:
+        """Return whether a node has a buffer of its own."""
+        return node in self.stored
+
+    def locate(self, node: Node) -> tuple[Buffer, View]:
+        """Return where a node's elements lie, making a copy where no strides express it."""
+        if node in self.stored:
+            return self.stored[node], View.contiguous(node.shape)
+        if isinstance(node.op, Movement) and not is_generated(node):
+            buffer, view = self.locate(node.inputs[0])
+            moved = node.op.view(view, node.shape)
+            if moved is not None:
+                return buffer, moved
+            buffer = self.contiguous(node.inputs[0])
+            moved = node.op.view(View.contiguous(node.inputs[0].shape), node.shape)
+            assert moved is not None, f"{node!r} has no view of a contiguous buffer"
+            return buffer, moved
+        if is_generated(node):
+            buffer = self._arena(node)
+            self._copy(node, buffer)
+            return buffer, View.contiguous(node.shape)
+        raise GraphError(f"internal error: {node!r} is read before it is computed")
+
+    def contiguous(self, node: Node) -> Buffer:
+        """Return a buffer that holds a node's elements in row-major order from its start."""
+        if node in self.stored:
+            return self.stored[node]
+        buffer, view = self.locate(node)
+        if not view.is_contiguous or buffer.size != node.type.size:
+            buffer = self._arena(node)
+            self._copy(node, buffer)
+            self.stored[node] = buffer
+        return buffer
+
+    def _copy(self, node: Node, buffer: Buffer) -> None:
+        kernel, buffers = copy_kernel(node, self, buffer, Access(contiguous_strides(node.shape)), node.shape)
+        self._call(kernel, buffers, [node])
+
+    def _lower_group(self, group: Group) -> None:
+        anchor = group.anchor
+        if anchor is None:
+            kernel, buffers = lower_loops(group, self, self.place)
+            self._call(kernel, buffers, group.nodes)
+        elif isinstance(anchor.op, Anchor):
+            kernel, buffers = lower_anchor(group, self, self.contiguous, self.place)
+            self._call(kernel, buffers, group.nodes)
+        elif isinstance(anchor.op, Place):
+            self._lower_place(anchor, anchor.op)
+        elif isinstance(anchor.op, Concat):
+            self._lower_concat(anchor, anchor.op)
+        else:
+            raise GraphError(f"internal error: no lowering for {anchor!r}")
+
+    def _lower_place(self, node: Node, op: Place) -> None:
+        """Fill, then write the input into its part."""
+        buffer = self.place(node)
+        operands = Operands()
+        position = operands.add("out", buffer, node.shape, True)
+        fill = Number("fill", node.dtype, op.fill)
+        store = Store(position, Access(contiguous_strides(node.shape)), "fill")
+        sweep = Sweep(kept_statements=(fill,), kept_stores=(store,))
+        spec = LoopSpec(node.shape, (False,) * node.rank, (), (sweep,))
+        self._call(
+            replace(loop_kernel(spec, operands, [node]), formula=f"out = {op.fill:g}"),
+            operands.buffers,
+            [node],
+        )
+        strides = contiguous_strides(node.shape)
+        offset: Size = 0
+        for begin, stride in zip(op.begin, strides, strict=True):
+            offset = offset + stride * begin
+        access = Access(tuple(s * t for s, t in zip(strides, op.step, strict=True)), offset)
+        kernel, buffers = copy_kernel(node.inputs[0], self, buffer, access, node.shape)
+        self._call(kernel, buffers, [node])
+
+    def _lower_concat(self, node: Node, op: Concat) -> None:
+        """Write every input into its slice."""
+        buffer = self.place(node)
+        strides = contiguous_strides(node.shape)
+        start: Size = 0
+        for operand in node.inputs:
+            access = Access(strides, strides[op.axis] * start)
+            kernel, buffers = copy_kernel(operand, self, buffer, access, node.shape)
+            self._call(kernel, buffers, [node])
+            start = start + operand.shape[op.axis]
+
+    def _call(self, kernel: Kernel, buffers: list[Buffer], nodes: list[Node]) -> None:
+        named = [n.name for n in nodes if n.name]
+        layer = named[0] if named else ""
+        sources = tuple(dict.fromkeys(str(n.source) for n in nodes))
+        described = tuple(f"{n.name} ({n.op.title})" if n.name else n.op.title for n in nodes)
+        self.calls.append(Call(kernel, tuple(buffers), described, sources, layer))
+
+
+def _movements(node: Node) -> list[Node]:
+    """Return the chain of movements above the base of a node, innermost first."""
+    chain = []
+    while isinstance(node.op, Movement):
+        chain.append(node)
+        node = node.inputs[0]
+    return chain[::-1]

@@ -1,0 +1,110 @@
+"""Move what depends on parameters alone out of inference, and batch norm's scale into the weights before it.
+
+before: conv2d(x, w) * (gamma * rsqrt(variance + eps)) + (beta - mean * gamma * rsqrt(variance + eps))
+after:  conv2d(x, folded_0) + folded_1, where the fold step computes folded_0 and folded_1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from graphc import scalar
+from graphc.graph.node import Node, apply, rebuild, topological
+from graphc.ops.conv2d import Conv2d
+from graphc.ops.elementwise import Elementwise, mul
+from graphc.ops.leaves import Constant, Folded, Full, Iota, Parameter, State
+from graphc.ops.matmul import MatMul
+from graphc.ops.movement import Movement, reshape
+from graphc.passes.fuse import is_virtual
+from graphc.types import Shape, static_size
+
+
+def fixed_nodes(outputs: Mapping[str, Node]) -> set[Node]:
+    """Return the nodes that depend on parameters, state and constants alone."""
+    fixed: set[Node] = set()
+    for node in topological(outputs.values()):
+        if isinstance(node.op, (Parameter, State, Constant, Full, Iota)):
+            if all(isinstance(d, int) for d in node.shape):
+                fixed.add(node)
+        elif node.inputs and all(i in fixed for i in node.inputs):
+            fixed.add(node)
+    return fixed
+
+
+def fold_scales(outputs: Mapping[str, Node]) -> dict[str, Node]:
+    """Return the graph with per-channel factors of a convolution or linear layer moved into its weights."""
+    fixed = fixed_nodes(outputs)
+    readers: dict[Node, int] = {}
+    for node in topological(outputs.values()):
+        for operand in node.inputs:
+            readers[operand] = readers.get(operand, 0) + 1
+    kept = set(outputs.values())
+
+    def rule(node: Node, inputs: tuple[Node, ...]) -> Node | None:
+        if not isinstance(node.op, Elementwise) or node.op.expr != scalar.argument(0) * scalar.argument(1):
+            return None
+        for position in (0, 1):
+            product, factor = node.inputs[position], node.inputs[1 - position]
+            alone = readers[product] == 1 and product not in kept
+            if factor in fixed and alone and product.shape == node.shape:
+                return _scaled(inputs[position], inputs[1 - position])
+        return None
+
+    return dict(zip(outputs, rebuild(list(outputs.values()), rule), strict=True))
+
+
+def _scaled(product: Node, factor: Node) -> Node | None:
+    """Return the product with its weights multiplied by a factor per output channel, or None."""
+    weights = product.inputs[1] if len(product.inputs) == 2 else None
+    if isinstance(product.op, Conv2d) and weights is not None:
+        channels = product.shape[1]
+        if _varies_only_along(factor.shape, product.rank, 1):
+            return apply(product.op, (product.inputs[0], mul(weights, reshape(_vector(factor), (channels, 1, 1, 1)))),
+                         product.name, product.source)  # fmt: skip
+    if isinstance(product.op, MatMul) and weights is not None and product.rank == 2 and weights.rank == 2:
+        if _varies_only_along(factor.shape, 2, 1):
+            shape: Shape = (product.shape[1], 1) if product.op.transpose_b else (1, product.shape[1])
+            return apply(product.op, (product.inputs[0], mul(weights, reshape(_vector(factor), shape))),
+                         product.name, product.source)  # fmt: skip
+    return None
+
+
+def _vector(factor: Node) -> Node:
+    return reshape(factor, (factor.type.size,))
+
+
+def _varies_only_along(shape: Shape, rank: int, axis: int) -> bool:
+    """Whether a tensor of this shape, broadcast to ``rank`` axes, has its one long extent at ``axis``."""
+    new = rank - len(shape)
+    return (
+        len(shape) > axis - new >= 0
+        and all(d == 1 for a, d in enumerate(shape) if a + new != axis)
+        and (shape[axis - new] != 1)
+    )
+
+
+def hoist_fixed(outputs: Mapping[str, Node]) -> tuple[dict[str, Node], dict[str, Node]]:
+    """Split a graph into (what runs at every call, what the fold step computes).
+
+    The first reads ``folded`` leaves; the second gives their values under the names ``folded_0``, ...
+    """
+    fixed = fixed_nodes(outputs)
+    wanted: dict[Node, None] = {}
+    for node in topological(outputs.values()):
+        if node in fixed:
+            continue
+        for operand in node.inputs:
+            source = operand
+            while isinstance(source.op, Movement):
+                source = source.inputs[0]
+            if source in fixed and not is_virtual(source):
+                wanted[source] = None
+    leaves = {
+        node: Folded(node.dtype, tuple(d for d in node.shape if isinstance(d, int)), number)(name=node.name)
+        for number, node in enumerate(wanted)
+        if static_size([d for d in node.shape if isinstance(d, int)])
+    }
+    rewritten = rebuild(list(outputs.values()), lambda node, inputs: leaves.get(node))
+    return dict(zip(outputs, rewritten, strict=True)), {
+        f"folded_{number}": node for number, node in enumerate(leaves)
+    }

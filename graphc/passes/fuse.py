@@ -1,0 +1,285 @@
+"""Partition a graph into the groups of nodes that become one kernel each.
+
+before: conv2d -> add bias -> relu -> max_pool2d        max -> exp -> sum -> log (over the same rows)
+after:  one group anchored at conv2d                    one loop group that sweeps each row twice
+
+Two kinds of group exist. An *anchored* group is one op with a template of its own (a convolution, a
+matrix product, ...) and the elementwise work on its result. A *loop* group iterates over one domain:
+elementwise work of that shape, reductions over the same axes of it, and work on what is kept. Views
+(reshape, transpose, ...) belong to no group: they change how a kernel reads. Values that an index
+determines (constants, iota, random numbers, and formulas over them) are computed wherever they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from graphc.graph.node import Node, topological
+from graphc.graph.text import name_nodes
+from graphc.ops.anchor import Anchor
+from graphc.ops.conv2d import Conv2d
+from graphc.ops.elementwise import Elementwise
+from graphc.ops.leaves import BatchExtent, Full, Iota, RandomUniform
+from graphc.ops.movement import Movement
+from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex
+from graphc.ops.reduce import ArgReduce, Reduce
+from graphc.types import Shape, at, product, shape_text
+
+# A loop group whose reduction leaves one element runs on one thread. It may still sweep its domain again
+# if that is small; otherwise the second sweep becomes a parallel kernel of its own.
+_SMALL_DOMAIN = 4096
+
+
+@dataclass(eq=False)
+class Group:
+    """Nodes that become one kernel: ``nodes`` in topological order, ``outputs`` what others read."""
+
+    nodes: list[Node]
+    anchor: Node | None = None
+    pooled: bool = False
+    domain: Shape = ()
+    axes: tuple[int, ...] | None = None
+    outputs: list[Node] = field(default_factory=list)
+
+    @property
+    def kept_shape(self) -> Shape:
+        """The domain with reduced extents 1."""
+        return tuple(1 if self.axes and a in self.axes else d for a, d in enumerate(self.domain))
+
+
+def is_generated(node: Node) -> bool:
+    """Whether an index determines the value: such nodes are computed where they are read, never stored."""
+    if isinstance(node.op, (Full, Iota, RandomUniform, BatchExtent)):
+        return True
+    if isinstance(node.op, Elementwise):
+        return all(is_generated(i) for i in node.inputs)
+    return isinstance(node.op, Movement) and is_generated(node.inputs[0])
+
+
+def is_virtual(node: Node) -> bool:
+    """Whether a node has no kernel of its own."""
+    return not node.inputs or isinstance(node.op, Movement) or is_generated(node)
+
+
+def _below_views(node: Node) -> Node:
+    """Return what a chain of movements views."""
+    while isinstance(node.op, Movement):
+        node = node.inputs[0]
+    return node
+
+
+class _Partition:
+    """The groups under construction, and the questions asked of them."""
+
+    def __init__(self, outputs: Mapping[str, Node], batch: int):
+        self.order = topological(outputs.values())
+        self.batch = batch
+        self.of: dict[Node, Group] = {}
+        self.readers: dict[Node, list[Node]] = {}
+        self.results = set(outputs.values())
+        for node in self.order:
+            for operand in node.inputs:
+                self.readers.setdefault(operand, []).append(node)
+        self.recomputed = {n for n in self.order if self._is_recomputed(n)}
+
+    def _is_recomputed(self, node: Node) -> bool:
+        """Whether to compute a node again wherever it is read: a comparison of what is in memory anyway."""
+        if not isinstance(node.op, Elementwise) or node.op.result != "bool" or node in self.results:
+            return False
+        cheap = all(is_generated(i) or not _below_views(i).inputs for i in node.inputs)
+        return cheap and all(isinstance(r.op, Elementwise) for r in self.readers.get(node, []))
+
+    def is_virtual(self, node: Node) -> bool:
+        """Whether a node has no kernel of its own in this graph."""
+        return is_virtual(node) or node in self.recomputed
+
+    def producers(self, node: Node) -> list[tuple[Group, bool]]:
+        """Return the groups that the node's operands come from, and whether each is read directly."""
+        found = []
+        for operand in node.inputs:
+            stack = [(operand, True)]
+            while stack:
+                source, direct = stack.pop()
+                if source in self.of:
+                    found.append((self.of[source], direct))
+                elif self.is_virtual(source):
+                    stack += [(i, False) for i in source.inputs]
+        return found
+
+    def reaches(self, start: Group, goal: Group) -> bool:
+        """Return whether ``start`` needs a result of ``goal``."""
+        seen, stack = {start}, [start]
+        while stack:
+            group = stack.pop()
+            if group is goal:
+                return True
+            for node in group.nodes:
+                for producer, _ in self.producers(node):
+                    if producer not in seen:
+                        seen.add(producer)
+                        stack.append(producer)
+        return False
+
+    def can_join(self, node: Node, group: Group) -> bool:
+        """Return whether the node may become part of the group."""
+        fits = self._fits_anchor(node, group) if group.anchor is not None else self._fits_loops(node, group)
+        if not fits:
+            return False
+        for producer, direct in self.producers(node):
+            if producer is group and not direct:
+                return False
+            if producer is not group and self.reaches(producer, group):
+                return False
+        return True
+
+    def _fits_anchor(self, node: Node, group: Group) -> bool:
+        last = group.nodes[-1]
+        anchor = group.anchor
+        if anchor is None or not isinstance(anchor.op, Anchor):
+            return False  # padding and concatenation are copies, with nothing to fuse to
+        if isinstance(node.op, Elementwise):
+            takes = bool(anchor.op.epilogue_axes(anchor.shape))
+            return takes and node.shape == last.shape and any(i in group.nodes for i in node.inputs)
+        if isinstance(node.op, (MaxPool2d, MaxPool2dIndex)) and isinstance(anchor.op, Conv2d):
+            (image,) = node.inputs
+            alone = image not in self.results and all(
+                isinstance(r.op, (MaxPool2d, MaxPool2dIndex)) and r.op.geometry == node.op.geometry
+                for r in self.readers[image]
+            )
+            inner = group.nodes[: group.nodes.index(image)] if image in group.nodes else []
+            hidden = all(n not in self.results and self._inside(n, group) for n in inner)
+            return image in group.nodes and alone and hidden and node.op.geometry.tiles
+        return False
+
+    def _inside(self, node: Node, group: Group) -> bool:
+        return all(r in group.nodes for r in self.readers.get(node, []))
+
+    def _fits_loops(self, node: Node, group: Group) -> bool:
+        if isinstance(node.op, (Reduce, ArgReduce)):
+            (x,) = node.inputs
+            return x.shape == group.domain and group.axes in (None, node.op.axes)
+        if not isinstance(node.op, Elementwise):
+            return False
+        if group.axes is None or node.shape == group.kept_shape:
+            return node.shape in (group.domain, group.kept_shape)
+        if node.shape != group.domain:
+            return False
+        kept = at(product(group.kept_shape), self.batch)
+        return kept >= 4 or at(product(group.domain), self.batch) <= _SMALL_DOMAIN
+
+    def can_merge(self, a: Group, b: Group) -> bool:
+        """Return whether two loop groups over one domain may become one."""
+        if a.anchor is not None or b.anchor is not None or a.domain != b.domain:
+            return False
+        if a.axes is not None and b.axes is not None and a.axes != b.axes:
+            return False
+        return not self._reaches_around(a, b) and not self._reaches_around(b, a)
+
+    def _reaches_around(self, start: Group, goal: Group) -> bool:
+        """Return whether ``start`` needs ``goal`` other than by reading it directly."""
+        for node in start.nodes:
+            for producer, direct in self.producers(node):
+                if producer is goal and not direct:
+                    return True
+                if producer is not goal and producer is not start and self.reaches(producer, goal):
+                    return True
+        return False
+
+    def join(self, node: Node, group: Group) -> None:
+        """Make the node part of the group."""
+        group.nodes.append(node)
+        self.of[node] = group
+        if isinstance(node.op, (Reduce, ArgReduce)):
+            group.axes = node.op.axes
+        if isinstance(node.op, (MaxPool2d, MaxPool2dIndex)) and group.anchor is not None:
+            group.pooled = True
+
+    def merge(self, a: Group, b: Group) -> None:
+        """Move all of b into a."""
+        position = {n: k for k, n in enumerate(self.order)}
+        a.nodes = sorted(a.nodes + b.nodes, key=position.__getitem__)
+        a.axes = a.axes if a.axes is not None else b.axes
+        for node in b.nodes:
+            self.of[node] = a
+        b.nodes = []
+
+    def candidates(self, node: Node) -> list[Group]:
+        """Return the groups worth joining: those read directly, latest first, then siblings of a reduction."""
+        direct = [g for g, is_direct in self.producers(node) if is_direct]
+        found = list(dict.fromkeys(reversed(direct)))
+        if isinstance(node.op, Reduce):
+            for operand in node.inputs:
+                found += [self.of[r] for r in self.readers.get(operand, []) if r in self.of]
+        if isinstance(node.op, MaxPool2dIndex):
+            found += [self.of[r] for r in self.readers[node.inputs[0]] if r in self.of]
+        return list(dict.fromkeys(found))
+
+    def open(self, node: Node) -> Group:
+        """Start a group with the node."""
+        group = Group([])
+        if isinstance(node.op, (Reduce, ArgReduce)):
+            group.domain = node.inputs[0].shape
+        elif isinstance(node.op, Elementwise):
+            group.domain = node.shape
+        else:
+            group.anchor = node
+        self.join(node, group)
+        return group
+
+
+def fuse(outputs: Mapping[str, Node], batch: int) -> list[Group]:
+    """Return the groups in an order in which every group follows those that it reads."""
+    partition = _Partition(outputs, batch)
+    for node in partition.order:
+        if partition.is_virtual(node):
+            continue
+        candidates = partition.candidates(node)
+        home = next((g for g in candidates if partition.can_join(node, g)), None)
+        if home is None:
+            partition.open(node)
+            continue
+        partition.join(node, home)
+        for other in candidates:
+            if other is not home and other.nodes and partition.can_merge(home, other):
+                partition.merge(home, other)
+    groups = list(dict.fromkeys(partition.of.values()))
+    for group in groups:
+        inside = set(group.nodes)
+        group.outputs = [
+            n
+            for n in group.nodes
+            if n in partition.results or any(r not in inside for r in partition.readers.get(n, []))
+        ]
+    return _ordered(groups, partition)
+
+
+def _ordered(groups: list[Group], partition: _Partition) -> list[Group]:
+    """Return the groups depth first along what they read, in the order of the graph."""
+    done: dict[Group, None] = {}
+    for root in groups:
+        stack = [(root, False)]
+        while stack:
+            group, expanded = stack.pop()
+            if group in done:
+                continue
+            if expanded:
+                done[group] = None
+                continue
+            stack.append((group, True))
+            needs = dict.fromkeys(p for n in group.nodes for p, _ in partition.producers(n) if p is not group)
+            stack += [(p, False) for p in reversed(list(needs)) if p not in done]
+    return list(done)
+
+
+def print_groups(groups: list[Group]) -> str:
+    """Return the groups as text, one kernel a paragraph."""
+    names = name_nodes([n for g in groups for n in g.nodes])
+    lines = []
+    for number, group in enumerate(groups):
+        kind = group.anchor.op.title if group.anchor is not None else f"loops over {shape_text(group.domain)}"
+        lines.append(f"kernel {number}: {kind}; gives {', '.join(names[n] for n in group.outputs)}")
+        for node in group.nodes:
+            operands = ", ".join(names.get(i, i.name or i.op.title) for i in node.inputs)
+            lines.append(f"    {names[node]}: {node.type} = {node.op.title}({operands})  # {node.source}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,408 @@
+"""The compiler as one list of steps, from what the user wrote to C text.
+
+Each step states what it gives; ``dump`` receives every intermediate result under a numbered name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from graphc.differentiate import grad
+from graphc.errors import GraphError, UnknownNameError
+from graphc.graph.node import Node, topological
+from graphc.graph.text import print_graph
+from graphc.graph.verify import verify
+from graphc.initialisers import Array, Initialiser
+from graphc.lower.arena import plan_entry, reuse_in_place
+from graphc.lower.entry import EntryLowering
+from graphc.memory import ArenaPlan
+from graphc.ops.control import Bounded
+from graphc.ops.leaves import Constant, Folded, Input, Parameter, Scope, State
+from graphc.optim import Optimizer
+from graphc.passes.fold import fold_scales, hoist_fixed
+from graphc.passes.fuse import Group, fuse, print_groups
+from graphc.passes.pool_before_activation import pool_before_activation
+from graphc.passes.retype import retype
+from graphc.passes.simplify import simplify
+from graphc.passes.specialise import Specialised, specialise
+from graphc.program.ir import Argument, Bound, Buffer, Call, Entry, Program, Slot, Space, UpdateRange
+from graphc.types import ITEMSIZE, DType, static_size
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_ALIGN = 64  # every parameter starts at a multiple of this many bytes
+Dump = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked to be compiled."""
+
+    name: str
+    outputs: dict[str, Node]
+    loss: Node | None
+    metrics: dict[str, Node]
+    optimizer: Optimizer | None
+    batch: int
+    dtype: DType
+    gradients: bool = True
+
+
+@dataclass(frozen=True)
+class UpdateSpec:
+    """The optimizer's slots and the ranges of the parameter block that share hyperparameters."""
+
+    slots: tuple[str, ...]
+    ranges: tuple[UpdateRange, ...]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The Program, and what is known about it: plans, first values, the graphs."""
+
+    program: Program
+    plans: dict[str, ArenaPlan]
+    initial: dict[str, Initialiser]
+    graphs: dict[str, dict[str, Node]] = field(repr=False)
+
+
+class Layout:
+    """Names and places of parameters and state: one flat block each."""
+
+    def __init__(
+        self, outputs: Mapping[str, Node], trainable: set[Node], optimizer: Optimizer | None, dtype: DType
+    ):
+        """Name the leaves in topological order and give each its offset."""
+        leaves = [n for n in topological(outputs.values()) if isinstance(n.op, (Parameter, State, Constant))]
+        self.names = _name_leaves(leaves)
+        params = [n for n in leaves if isinstance(n.op, Parameter)]
+        self.trainable = [p for p in params if p in trainable]
+        hyper = {
+            p: tuple(optimizer.hyperparameters_of(self.names[p], p.rank).items()) if optimizer else ()
+            for p in self.trainable
+        }
+        groups = list(dict.fromkeys(hyper.values()))
+        self.trainable.sort(key=lambda p: groups.index(hyper[p]))  # stable: one range for each group
+        fixed = [n for n in leaves if n not in set(self.trainable) and not isinstance(n.op, State)]
+        self.offsets: dict[Node, int] = {}
+        self.trainable_size = self._place(self.trainable, 0, dtype)
+        self.params_size = self._place(fixed, self.trainable_size, dtype)
+        self.states = [n for n in leaves if isinstance(n.op, State)]
+        self.states_size = self._place(self.states, 0, dtype)
+        self.params = [*self.trainable, *fixed]
+        ranges: list[UpdateRange] = []
+        for group in groups:
+            members = [p for p in self.trainable if hyper[p] == group]
+            begin, last = self.offsets[members[0]], members[-1]
+            end = self.offsets[last] + _padded(_elements(last), dtype)
+            ranges.append(UpdateRange(begin, end, group, tuple(self.names[p] for p in members)))
+        self.ranges = tuple(ranges)
+
+    def _place(self, nodes: list[Node], start: int, dtype: DType) -> int:
+        for node in nodes:
+            self.offsets[node] = start
+            start += _padded(_elements(node), node.dtype if not node.type.is_float else dtype, dtype)
+        return start
+
+    def buffer(self, node: Node) -> Buffer:
+        """Return the buffer of a parameter, constant or state."""
+        space = Space.STATE if isinstance(node.op, State) else Space.PARAMS
+        return Buffer(self.names[node], node.dtype, node.type.size, space, self.offsets[node])
+
+    def slots(self, nodes: list[Node]) -> tuple[Slot, ...]:
+        """Return the named places of parameters or state."""
+        trained = set(self.trainable)
+        return tuple(
+            Slot(
+                self.names[n], tuple(d for d in n.shape if isinstance(d, int)), self.offsets[n], n in trained
+            )
+            for n in nodes
+        )
+
+
+def _elements(node: Node) -> int:
+    return static_size([d for d in node.shape if isinstance(d, int)])
+
+
+def _padded(count: int, dtype: DType, unit: DType | None = None) -> int:
+    """Return the elements (of ``unit``) that an array takes with padding to the alignment."""
+    step = _ALIGN // ITEMSIZE[unit or dtype]
+    size = -(-count * ITEMSIZE[dtype] // ITEMSIZE[unit or dtype])
+    return -(-size // step) * step
+
+
+def _name_leaves(leaves: list[Node]) -> dict[Node, str]:
+    """Name parameters and state after their layers; layers without a name get their kind and a number.
+
+    Raises:
+        UnknownNameError: a name is used twice, or contains what no identifier has.
+    """
+    scopes: dict[Scope, str] = {}
+    counts: dict[str, int] = {}
+    names: dict[Node, str] = {}
+    taken = {
+        n.op.scope.name
+        for n in leaves
+        if isinstance(n.op, (Parameter, State)) and n.op.scope.name is not None
+    }
+    used: dict[str, Node] = {}
+    for node in leaves:
+        if isinstance(node.op, Constant):
+            name = f"constant_{sum(isinstance(n.op, Constant) for n in names)}"
+        else:
+            assert isinstance(node.op, (Parameter, State))
+            scope = node.op.scope
+            if scope not in scopes:
+                chosen = scope.name
+                while chosen is None or (scope.name is None and chosen in taken):
+                    counts[scope.kind] = counts.get(scope.kind, -1) + 1
+                    chosen = f"{scope.kind}_{counts[scope.kind]}"
+                scopes[scope] = chosen
+            name = scopes[scope] + (f".{node.op.field}" if node.op.field else "")
+        _check_name("parameter", name, node)
+        if name in used:
+            raise UnknownNameError(
+                f"the name {name!r} is used twice: at {used[name].source} and at {node.source}; "
+                "to share a layer, pass its tensors to both uses"
+            )
+        used[name] = node
+        names[node] = name
+    return names
+
+
+def _check_name(what: str, name: str, node: Node) -> None:
+    if not _NAME.fullmatch(name) or len(name) > 200:
+        raise UnknownNameError(
+            f"{what} {name!r}: a name has letters, digits, '_' and '.', and starts with a letter, at {node.source}"
+        )
+
+
+def compile_program(request: Request, dump: Dump | None = None) -> Compiled:
+    """Run every step and return the Program.
+
+    Raises:
+        GraphError: the graph is cyclic, the loss is not a scalar, or nothing can be trained.
+        UnknownNameError: names clash or are no names.
+    """
+    dump = dump or (lambda name, text: None)
+    written = {**request.outputs, **{f"metric.{k}": v for k, v in request.metrics.items()}}
+    if request.loss is not None:
+        written["loss"] = request.loss
+    _check_request(request, written)
+    dump("01-written", print_graph(written))
+    typed = retype(written, request.dtype)
+    pooled = pool_before_activation(typed)
+    verify(pooled)
+    dump("02-pool-before-activation", print_graph(pooled))
+    builder = _Builder(request, pooled, dump)
+    builder.inference("predict", {k: pooled[k] for k in request.outputs})
+    if request.loss is not None:
+        metrics = {k: pooled[f"metric.{k}"] for k in request.metrics}
+        builder.inference("evaluate", {"loss": pooled["loss"], **metrics})
+        builder.training({"loss": pooled["loss"], **metrics})
+    return builder.finish()
+
+
+def _check_request(request: Request, written: Mapping[str, Node]) -> None:
+    if request.loss is not None and (request.loss.shape != () or not request.loss.type.is_float):
+        raise GraphError(
+            f"compile: the loss must be a floating-point scalar, got {request.loss!r}; take its mean or sum"
+        )
+    for name, metric in request.metrics.items():
+        if metric.shape != ():
+            raise GraphError(f"compile: metric {name!r} must be a scalar, got {metric!r}")
+    named: dict[str, Node] = {}
+    for node in topological(written.values()):
+        if not isinstance(node.op, Input):
+            continue
+        _check_name("input", node.op.name, node)
+        if named.setdefault(node.op.name, node) is not node:
+            raise UnknownNameError(
+                f"two inputs are called {node.op.name!r}: at {named[node.op.name].source} and at {node.source}"
+            )
+    for name in request.outputs:
+        if not _NAME.fullmatch(name) or name in named:
+            raise UnknownNameError(f"output {name!r}: no valid name, or the name of an input")
+
+
+class _Builder:
+    """Collects the entry points of one module."""
+
+    def __init__(self, request: Request, outputs: dict[str, Node], dump: Dump):
+        self.request = request
+        self.dump = dump
+        self.trained = request.loss is not None
+        self.wanted = self._trainable(outputs) if self.trained else []
+        self.layout = Layout(
+            outputs, set(self.wanted), request.optimizer if self.trained else None, request.dtype
+        )
+        self.entries: list[Entry] = []
+        self.plans: dict[str, ArenaPlan] = {}
+        self.fold_outputs: dict[str, Node] = {}
+        self.folded: dict[Node, Buffer] = {}
+        self.folded_size = 0
+        self.graphs: dict[str, dict[str, Node]] = {"written": outputs}
+        self.step = 3
+
+    def _trainable(self, outputs: dict[str, Node]) -> list[Node]:
+        order = topological([outputs["loss"]])
+        found = [n for n in order if isinstance(n.op, Parameter) and n.op.trainable]
+        if not found:
+            raise GraphError("compile: the loss depends on no trainable parameter")
+        return found
+
+    def inference(self, name: str, outputs: dict[str, Node]) -> None:
+        """Build an entry point that computes outputs in inference mode."""
+        special = specialise(outputs, training=False)
+        simple = simplify(special.outputs)
+        scaled = simplify(fold_scales(simple))
+        called, fixed = hoist_fixed(scaled)
+        renumbered = self._register_folded(called, fixed)
+        self._show(name, renumbered)
+        self._lower(name, renumbered, special, {})
+
+    def _register_folded(self, called: dict[str, Node], fixed: dict[str, Node]) -> dict[str, Node]:
+        """Give every folded value its place; values that two entry points fold are one."""
+        for node in topological(called.values()):
+            if not isinstance(node.op, Folded) or node in self.folded:
+                continue
+            value = fixed[f"folded_{node.op.number}"]
+            known = next((b for n, b in self.folded.items() if self.fold_outputs.get(b.name) is value), None)
+            if known is None:
+                name = f"folded_{len(self.fold_outputs)}"
+                known = Buffer(name, node.dtype, node.type.size, Space.FOLDED, self.folded_size)
+                self.folded_size += _padded(_elements(node), node.dtype)
+                self.fold_outputs[name] = value
+            self.folded[node] = known
+        return called
+
+    def training(self, outputs: dict[str, Node]) -> None:
+        """Build the training step: outputs, gradients, and the new values of states."""
+        special = specialise(outputs, training=True)
+        gradients = grad(special.outputs["loss"], self.layout.trainable)
+        names = self.layout.names
+        graph = dict(special.outputs)
+        graph |= {f"grad.{names[p]}": g for p, g in zip(self.layout.trainable, gradients, strict=True)}
+        graph |= {f"state.{names[s]}": new for s, new in special.updates.items()}
+        self.dump(f"{self.step:02d}-differentiate", print_graph(graph))
+        simple = simplify(graph)
+        verify(simple)
+        self._show("train_step", simple)
+        results = {
+            f"grad.{names[p]}": Buffer(
+                f"grad.{names[p]}", p.dtype, p.type.size, Space.GRADS, self.layout.offsets[p]
+            )
+            for p in self.layout.trainable
+        }
+        self._lower("train_step", simple, special, results)
+
+    def _show(self, name: str, graph: dict[str, Node]) -> None:
+        self.graphs[name] = graph
+        self.dump(f"{self.step:02d}-{name}-graph", print_graph(graph))
+        self.step += 1
+
+    def _stored(self, graph: Mapping[str, Node]) -> tuple[dict[Node, Buffer], list[Argument]]:
+        stored: dict[Node, Buffer] = {}
+        inputs: list[Argument] = []
+        for node in topological(graph.values()):
+            if isinstance(node.op, Input):
+                buffer = Buffer(node.op.name, node.dtype, node.type.size, Space.INPUT)
+                stored[node] = buffer
+                inputs.append(Argument(node.op.name, node.dtype, node.shape, buffer))
+            elif isinstance(node.op, (Parameter, State, Constant)):
+                stored[node] = self.layout.buffer(node)
+            elif isinstance(node.op, Folded):
+                stored[node] = self.folded[node]
+        return stored, inputs
+
+    def _lower(
+        self, name: str, graph: dict[str, Node], special: Specialised | None, results: dict[str, Buffer]
+    ) -> None:
+        groups = fuse(graph, self.request.batch)
+        self.dump(f"{self.step:02d}-{name}-kernels", print_groups(groups))
+        self.step += 1
+        stored, inputs = self._stored(graph)
+        inputs.sort(key=lambda a: self._input_order(a.name))
+        outputs: list[Argument] = []
+        buffers: dict[str, Buffer] = {}
+        for key, node in graph.items():
+            if key in results:
+                buffers[key] = results[key]
+            elif key.startswith("state."):
+                buffers[key] = Buffer(f"new.{key[6:]}", node.dtype, node.type.size, Space.ARENA)
+            else:
+                buffers[key] = Buffer(key, node.dtype, node.type.size, Space.OUTPUT)
+                outputs.append(Argument(key, node.dtype, node.shape, buffers[key]))
+        lowering = EntryLowering(stored)
+        lowering.lower(groups, [(graph[k], b) for k, b in buffers.items()])
+        calls = list(lowering.calls)
+        commits = self._commits(graph, buffers)
+        entry_calls, plan = self._plan(name, calls + commits)
+        bounds = self._bounds(special)
+        self.entries.append(
+            Entry(
+                name, tuple(inputs), tuple(outputs), tuple(entry_calls), bounds, len(calls) if commits else 0
+            )
+        )
+        self.plans[name] = plan
+
+    def _input_order(self, name: str) -> int:
+        order = [n.op.name for n in topological(self.graphs["written"].values()) if isinstance(n.op, Input)]
+        return order.index(name)
+
+    def _commits(self, graph: Mapping[str, Node], buffers: Mapping[str, Buffer]) -> list[Call]:
+        """Return the calls that assign new values to states, after everything has been read."""
+        by_name = {self.layout.names[s]: s for s in self.layout.states}
+        commit = EntryLowering({graph[k]: b for k, b in buffers.items() if k.startswith("state.")})
+        targets = [(graph[k], self.layout.buffer(by_name[k[6:]])) for k in buffers if k.startswith("state.")]
+        commit.lower([], targets)
+        return commit.calls
+
+    def _plan(self, name: str, calls: list[Call]) -> tuple[list[Call], ArenaPlan]:
+        reused = reuse_in_place(calls)
+        return reused, plan_entry(reused, self.request.batch)
+
+    def _bounds(self, special: Specialised | None) -> tuple[Bound, ...]:
+        if special is None:
+            return ()
+        found = []
+        for node, op in special.bounds:
+            assert isinstance(node.op, Input) and isinstance(op, Bounded)
+            found.append(Bound(node.op.name, op.low, op.high, op.also))
+        return tuple(found)
+
+    def finish(self) -> Compiled:
+        """Add the fold step and return the Program."""
+        if self.fold_outputs:
+            results = {
+                name: next(b for b in self.folded.values() if b.name == name) for name in self.fold_outputs
+            }
+            self._show("fold", self.fold_outputs)
+            self._lower("fold", self.fold_outputs, None, results)
+        offsets: dict[str, dict[str, int]] = {}
+        for entry in self.entries:
+            plan = self.plans[entry.name]
+            offsets[entry.name] = {i.id: o for i, o in zip(plan.intervals, plan.offsets, strict=True)}
+            offsets[entry.name][""] = plan.arena_bytes  # the whole arena, under no name
+        layout, request = self.layout, self.request
+        optimizer = request.optimizer if self.trained else None
+        update = None
+        if optimizer is not None:
+            update = UpdateSpec(optimizer.rule_for(layout.ranges[0]).slots, layout.ranges)
+        program = Program(
+            request.name, request.dtype, request.batch, tuple(self.entries),
+            layout.slots(layout.params), layout.slots(layout.states), self.folded_size,
+            layout.params_size, layout.trainable_size, layout.states_size,
+            max((p.arena_bytes for p in self.plans.values()), default=0), offsets, update,
+        )  # fmt: skip
+        initial: dict[str, Initialiser] = {}
+        for node, name in layout.names.items():
+            op = node.op
+            initial[name] = Array(op.values) if isinstance(op, Constant) else op.initial  # type: ignore[attr-defined]
+        return Compiled(program, self.plans, initial, self.graphs)
+
+
+def entry_groups(compiled: Compiled, name: str) -> list[Group]:
+    """Return the kernels of an entry point as groups of nodes, for inspection."""
+    return fuse(compiled.graphs[name], compiled.program.batch)

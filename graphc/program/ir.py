@@ -1,0 +1,269 @@
+"""The Program: frozen descriptions of kernels, calls of kernels on buffers, and entry points.
+
+A :class:`Kernel` knows nothing of buffers or of the user's names, so that equal layers share one
+generated function; a :class:`Call` binds it to buffers and remembers which nodes it came from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+import sympy as sp
+
+from graphc.types import DType, Shape, Size
+
+
+class Space(Enum):
+    """Where a buffer lives."""
+
+    INPUT = "input"  # the caller's array, read only
+    OUTPUT = "output"  # the caller's array, written
+    PARAMS = "params"  # one flat block; trainable parameters first
+    GRADS = "grads"  # one flat block with the layout of the trainable parameters
+    SLOTS = "slots"  # the optimizer's state: one such block after the other
+    STATE = "state"  # running statistics
+    FOLDED = "folded"  # computed from parameters once, whenever they change
+    ARENA = "arena"  # everything else
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """An array: ``offset`` counts elements within its block (arena buffers are placed by the plan)."""
+
+    name: str
+    dtype: DType
+    size: Size
+    space: Space
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Where a kernel reads or writes an operand: a stride per loop axis and an offset, in elements."""
+
+    strides: Shape
+    offset: Size = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """``name = operand[access]``."""
+
+    name: str
+    dtype: DType
+    operand: int
+    access: Access
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """``name`` = the index along an axis of the tensor (iota), a linear function of the loop indices."""
+
+    name: str
+    dtype: DType
+    access: Access
+
+
+@dataclass(frozen=True, slots=True)
+class Random:
+    """``name`` = a uniform number that seed, step, stream and element index determine."""
+
+    name: str
+    dtype: DType
+    access: Access
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """``name`` = a number, or a run-time size as a number."""
+
+    name: str
+    dtype: DType
+    value: float | Size
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """``name = expr`` with the arguments x0, x1, ... of the expression bound to earlier names."""
+
+    name: str
+    dtype: DType
+    expr: sp.Expr
+    arguments: tuple[tuple[str, DType], ...]
+
+
+Statement = Load | Index | Random | Number | Compute
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """``operand[access] = value``."""
+
+    operand: int
+    access: Access
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulate:
+    """``name`` = sum, max, min, argmax or argmin of ``value`` over the reduced axes.
+
+    ``index`` names the statement that holds the position, for argmax and argmin.
+    """
+
+    name: str
+    kind: Literal["sum", "max", "min", "argmax", "argmin"]
+    dtype: DType
+    value: str
+    index: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """One pass over the reduced axes, then straight-line work on what is kept."""
+
+    statements: tuple[Statement, ...] = ()
+    accumulators: tuple[Accumulate, ...] = ()
+    stores: tuple[Store, ...] = ()
+    kept_statements: tuple[Statement, ...] = ()
+    kept_stores: tuple[Store, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSpec:
+    """A loop nest: extents, which axes are reduced, and the sweeps over the reduced ones.
+
+    ``before`` is straight-line work on what is kept, ahead of the first sweep.
+    """
+
+    extents: Shape
+    reduced: tuple[bool, ...]
+    before: tuple[Statement, ...]
+    sweeps: tuple[Sweep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Epilogue:
+    """Elementwise work on an anchor's result ``acc`` before it is stored; access strides are per result axis.
+
+    Where a convolution pools its tile, ``statements`` come before the maximum of ``pooled_value`` (with
+    ``pool`` the window), and ``after`` works on ``pool_max`` and ``pool_index``.
+    """
+
+    axes: tuple[str, ...]
+    statements: tuple[Statement, ...] = ()
+    stores: tuple[Store, ...] = ()
+    pool: tuple[int, int] | None = None
+    pooled_value: str = ""
+    after: tuple[Statement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A parameter of a kernel function."""
+
+    name: str
+    dtype: DType
+    written: bool
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One generated function: the template that prints it and everything that the template needs."""
+
+    template: str
+    spec: Any
+    operands: tuple[Operand, ...]
+    epilogue: Epilogue | None
+    formula: str
+    flops: Size
+    bytes: Size
+    dtype: DType
+    parallel: bool
+
+
+@dataclass(frozen=True)
+class Call:
+    """A kernel on buffers, with the nodes and the user's lines that it came from."""
+
+    kernel: Kernel
+    buffers: tuple[Buffer, ...]
+    nodes: tuple[str, ...]
+    sources: tuple[str, ...]
+    layer: str
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A named array of an entry point."""
+
+    name: str
+    dtype: DType
+    shape: Shape
+    buffer: Buffer
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Values of an integer input must lie in [low, high) or equal ``also``."""
+
+    input: str
+    low: int
+    high: int
+    also: int | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One public function of the module: its arguments, the calls, and the place of every arena buffer."""
+
+    name: str
+    inputs: tuple[Argument, ...]
+    outputs: tuple[Argument, ...]
+    calls: tuple[Call, ...]
+    bounds: tuple[Bound, ...] = ()
+    commit: int = 0  # the calls from here on change parameters or state
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A named array inside one of the module's blocks (parameters, state)."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    trainable: bool = False
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class UpdateRange:
+    """A contiguous range of the parameter block that one set of hyperparameters updates."""
+
+    begin: int
+    end: int
+    hyperparameters: tuple[tuple[str, float], ...]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything that is emitted: entry points over the blocks of one module."""
+
+    name: str
+    dtype: DType
+    batch: int
+    entries: tuple[Entry, ...]
+    params: tuple[Slot, ...]
+    states: tuple[Slot, ...]
+    folded_size: int
+    params_size: int
+    trainable_size: int
+    states_size: int
+    arena_bytes: int
+    offsets: dict[str, dict[str, int]] = field(compare=False)
+    update: Any = None

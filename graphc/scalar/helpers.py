@@ -1,0 +1,155 @@
+"""The small C functions behind expressions that no single libm call computes.
+
+Each exists for float (suffix ``f``) and double (no suffix); what makes sense for integers also for
+``int32_t`` (suffix ``i``) and ``int64_t`` (suffix ``l``). NaN in gives NaN out, everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+SUFFIX: Mapping[str, str] = MappingProxyType({"float32": "f", "float64": "", "int32": "i", "int64": "l"})
+"""What a helper's name ends with, by the dtype it computes in."""
+
+C_TYPE: Mapping[str, str] = MappingProxyType(
+    {
+        "float32": "float",
+        "float64": "double",
+        "int32": "int32_t",
+        "int64": "int64_t",
+        "uint8": "uint8_t",
+        "bool": "uint8_t",
+    }
+)
+"""The C type that stores a dtype."""
+
+LARGEST_POWER = 16
+"""x**n up to this n is multiplied out in a helper; beyond it ``pow`` is called."""
+
+# In the bodies, T is the type, F the suffix of helpers and libm calls, and a literal like 1.0# takes
+# the suffix of its type. Layout is one statement a line, as in the rest of the emitted code.
+_FLOATING = {
+    "sigmoid": """\
+static inline T gc_sigmoidF(T x) {
+    const T e = expF(-fabsF(x)); /* at most 1: never overflows */
+    return (x >= 0.0# ? 1.0# : e) / (1.0# + e);
+}
+""",
+    "softplus": """\
+static inline T gc_softplusF(T x) {
+    return (x > 0.0# ? x : 0.0#) + log1pF(expF(-fabsF(x)));
+}
+""",
+    "logcosh": """\
+static inline T gc_logcoshF(T x) {
+    const T a = fabsF(x);
+    const T s = sinhF(0.5# * (a < 1.0# ? a : 1.0#)); /* cosh(a) = 1 + 2*sinh(a/2)^2 */
+    return a < 1.0# ? log1pF(2.0# * s * s) : a - $LN2 + log1pF(expF(-2.0# * a));
+}
+""",
+    "logaddexp": """\
+static inline T gc_logaddexpF(T a, T b) {
+    const T high = a > b ? a : b;
+    return high + (a == b ? $LN2 : log1pF(expF(-fabsF(a - b))));
+}
+""",
+}
+
+_REAL = {
+    "maximum": """\
+static inline T gc_maximumF(T a, T b) {
+    return (a > b || a != a) ? a : b;
+}
+""",
+    "minimum": """\
+static inline T gc_minimumF(T a, T b) {
+    return (a < b || a != a) ? a : b;
+}
+""",
+    "sign": """\
+static inline T gc_signF(T x) {
+    return x > 0.0# ? 1.0# : (x < 0.0# ? -1.0# : x);
+}
+""",
+}
+
+_WHOLE = {
+    "maximum": """\
+static inline T gc_maximumF(T a, T b) {
+    return a > b ? a : b;
+}
+""",
+    "minimum": """\
+static inline T gc_minimumF(T a, T b) {
+    return a < b ? a : b;
+}
+""",
+    "sign": """\
+static inline T gc_signF(T x) {
+    return (x > 0) - (x < 0);
+}
+""",
+    "abs": """\
+static inline T gc_absF(T x) {
+    return x < 0 ? -x : x;
+}
+""",
+}
+
+
+def _power_body(n: int) -> str:
+    """Return the helper for x**n: squarings, then the products that the bits of n ask for."""
+    lines = [f"static inline T gc_pow{n}F(T x) {{"]
+    if n == 2:
+        return "\n".join([*lines, "    return x * x;", "}", ""])
+    factors = ["x"] if n & 1 else []
+    previous, bit = "x", 2
+    while bit <= n:
+        if bit == n:
+            return "\n".join([*lines, f"    return {previous} * {previous};", "}", ""])
+        lines.append(f"    const T x{bit} = {previous} * {previous};")
+        previous = f"x{bit}"
+        if n & bit:
+            factors.append(previous)
+        bit *= 2
+    return "\n".join([*lines, f"    return {' * '.join(reversed(factors))};", "}", ""])
+
+
+def _instantiate(body: str, dtype: str) -> str:
+    text = re.sub(r"\bT\b", C_TYPE[dtype], body)
+    text = re.sub(r"(?<=[a-z0-9])F\(", SUFFIX[dtype] + "(", text)
+    text = text.replace("$LN2", "0.69314718055994531#")
+    return text.replace("#", "f" if dtype == "float32" else "")
+
+
+def _all_helpers() -> dict[str, str]:
+    helpers: dict[str, str] = {}
+    powers = {f"pow{n}": _power_body(n) for n in range(2, LARGEST_POWER + 1)}
+    for dtype, suffix in SUFFIX.items():
+        own = {**_REAL, **_FLOATING} if dtype.startswith("float") else _WHOLE
+        bodies = {**own, **powers}
+        for name, body in bodies.items():
+            helpers[f"gc_{name}{suffix}"] = _instantiate(body, dtype)
+    return helpers
+
+
+HELPERS: Mapping[str, str] = MappingProxyType(_all_helpers())
+"""Helper name -> its complete C11 definition; needs <math.h> and <stdint.h>."""
+
+_CALL = re.compile(r"\bgc_[a-z0-9]+(?=\()")
+
+
+def helpers_used(c_text: str) -> list[str]:
+    """Return the helpers that the C text calls, each after those that it calls itself, by name."""
+    ordered: list[str] = []
+
+    def visit(text: str, own: str) -> None:
+        for name in sorted(set(_CALL.findall(text)) - {own}):
+            if name in HELPERS and name not in ordered:
+                visit(HELPERS[name], name)
+                ordered.append(name)
+
+    visit(c_text, "")
+    return ordered

@@ -1,0 +1,454 @@
+"""A compiled module: NumPy arrays in and out of generated C, parameters as views of one flat block."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphc_runtime.errors import (
+    BuildError,
+    CheckpointError,
+    DTypeError,
+    GraphcError,
+    NumericalError,
+    RangeError,
+    ShapeError,
+    UnknownNameError,
+)
+from graphc_runtime.loader import load_extension
+
+ABI = 1
+_ALIGNMENT = 64
+
+
+class StepResult(float):
+    """The loss of a step or of an evaluation; ``metrics`` holds what else was asked for."""
+
+    metrics: dict[str, float]
+
+    def __new__(cls, loss: float, metrics: Mapping[str, float] | None = None) -> StepResult:
+        """Make a float that carries metrics."""
+        result = super().__new__(cls, loss)
+        result.metrics = dict(metrics or {})
+        return result
+
+
+def aligned(count: int, dtype: np.dtype[Any] | str) -> np.ndarray:
+    """Return a zeroed array that starts at a multiple of 64 bytes."""
+    kind = np.dtype(dtype)
+    raw = np.zeros(count * kind.itemsize + _ALIGNMENT, dtype=np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + count * kind.itemsize].view(kind)
+
+
+class Arrays(MutableMapping[str, np.ndarray]):
+    """Named views of one flat block: reading gives a read-only view, assignment checks and copies."""
+
+    def __init__(self, what: str, block: np.ndarray, slots: list[dict[str, Any]], changed: Any = None):
+        """Make the views; ``changed`` is called after an assignment."""
+        self._what = what
+        self._views: dict[str, np.ndarray] = {}
+        self._changed = changed
+        for slot in slots:
+            shape = tuple(slot["shape"])
+            size = int(np.prod(shape, dtype=np.int64))
+            self._views[slot["name"]] = block[slot["offset"] : slot["offset"] + size].reshape(shape)
+
+    def _view(self, name: str) -> np.ndarray:
+        if name not in self._views:
+            known = ", ".join(list(self._views)[:8]) + (", ..." if len(self._views) > 8 else "")
+            raise UnknownNameError(f"no {self._what} is called {name!r}; there are {known or 'none'}")
+        return self._views[name]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        view = self._view(name).view()
+        view.flags.writeable = False
+        return view
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        view = self._view(name)
+        array = np.asarray(value)
+        if array.shape != view.shape:
+            raise ShapeError(f"{self._what} {name!r}: expected shape {view.shape}, got {array.shape}")
+        if array.dtype.kind not in "fiub" or (
+            array.dtype.kind == "f" and array.dtype.itemsize > view.itemsize
+        ):
+            raise DTypeError(
+                f"{self._what} {name!r}: expected {view.dtype}, got {array.dtype}; convert it first"
+            )
+        view[...] = array
+        if self._changed is not None:
+            self._changed()
+
+    def __delitem__(self, name: str) -> None:
+        raise GraphcError(f"{self._what} {name!r}: a compiled module's arrays cannot be deleted")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+
+class _Extent:
+    """Evaluates the extents of the manifest: an int, or coefficients of powers of the batch."""
+
+    @staticmethod
+    def at(extent: int | list[int], batch: int) -> int:
+        if isinstance(extent, int):
+            return extent
+        return sum(c * batch**k for k, c in enumerate(extent))
+
+
+class _Entry:
+    """One public C function, with the checks that make a call from Python safe and its errors clear."""
+
+    def __init__(self, description: dict[str, Any], function: Any, batch: int, module_name: str):
+        self.name: str = description["name"]
+        self.function = function
+        self.largest = batch
+        self.inputs = description["inputs"]
+        self.outputs = description["outputs"]
+        self.calls = description["calls"]
+        self.module_name = module_name
+        for argument in (*self.inputs, *self.outputs):
+            argument["numpy"] = np.dtype(argument["dtype"])
+        self.batched = [a for a in self.inputs if any(not isinstance(d, int) for d in a["shape"])]
+
+    def check_inputs(self, given: Mapping[str, Any]) -> tuple[int, list[np.ndarray]]:
+        """Return the batch and the arrays in order, contiguous, of the declared shapes and dtypes."""
+        names = [a["name"] for a in self.inputs]
+        if set(given) != set(names):
+            missing, unknown = [n for n in names if n not in given], [n for n in given if n not in names]
+            raise UnknownNameError(
+                f"{self.name}: expected the inputs {', '.join(names) or '(none)'}"
+                + (f"; missing {', '.join(missing)}" if missing else "")
+                + (f"; unknown {', '.join(map(str, unknown))}" if unknown else "")
+            )
+        batch = 1
+        if self.batched:
+            first = np.asarray(given[self.batched[0]["name"]])
+            batch = first.shape[0] if first.ndim else 0
+            if not 1 <= batch <= self.largest:
+                raise ShapeError(
+                    f"{self.name}: input {self.batched[0]['name']!r} has batch {batch} (shape {first.shape}); "
+                    f"this module was compiled for 1 to {self.largest}"
+                )
+        return batch, [self._check(a, given[a["name"]], batch) for a in self.inputs]
+
+    def _check(self, argument: dict[str, Any], value: Any, batch: int) -> np.ndarray:
+        array = np.asarray(value)
+        shape = tuple(_Extent.at(d, batch) for d in argument["shape"])
+        if array.shape != shape:
+            declared = ", ".join(str(d) if isinstance(d, int) else "N" for d in argument["shape"])
+            raise ShapeError(
+                f"{self.name}: input {argument['name']!r} expected shape ({declared})"
+                f"{f' with N = {batch}' if self.batched else ''}, got {array.shape}"
+            )
+        if array.dtype != argument["numpy"]:
+            raise DTypeError(
+                f"{self.name}: input {argument['name']!r} expected {argument['numpy']}, got {array.dtype}; "
+                f"convert it with .astype({str(argument['numpy'])!r})"
+            )
+        return np.ascontiguousarray(array)
+
+    def make_outputs(self, batch: int, out: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+        """Return arrays for the outputs: the caller's where given, else new ones."""
+        unknown = set(out or ()) - {a["name"] for a in self.outputs}
+        if unknown:
+            raise UnknownNameError(f"{self.name}: no output is called {', '.join(sorted(unknown))}")
+        arrays = {}
+        for argument in self.outputs:
+            shape = tuple(_Extent.at(d, batch) for d in argument["shape"])
+            array = (out or {}).get(argument["name"])
+            if array is None:
+                array = np.empty(shape, argument["numpy"])
+            elif array.shape != shape or array.dtype != argument["numpy"] or not array.flags.c_contiguous:
+                raise ShapeError(
+                    f"{self.name}: out[{argument['name']!r}] must be a contiguous {argument['numpy']} array of "
+                    f"shape {shape}, got {array.dtype} {array.shape}"
+                )
+            elif not array.flags.writeable:
+                raise RangeError(f"{self.name}: out[{argument['name']!r}] is read-only")
+            arrays[argument["name"]] = array
+        return arrays
+
+
+class Module:
+    """A net as compiled C: trains and predicts on NumPy arrays.
+
+    Not safe for use from two threads at once; :meth:`clone` gives a second one.
+    """
+
+    def __init__(
+        self, manifest: Mapping[str, Any], library: Path, initial: Mapping[str, np.ndarray], seed: int = 0
+    ):
+        """Load a built extension and set the parameters.
+
+        Raises:
+            BuildError: the extension cannot be loaded or has another ABI.
+        """
+        self.manifest = dict(manifest)
+        self.name: str = manifest["name"]
+        self.batch: int = manifest["batch"]
+        self.fingerprint: str = manifest["fingerprint"]
+        self.dtype = np.dtype(manifest["dtype"])
+        self.library = library
+        self.ffi, self.lib = load_extension(library)
+        abi = self._function("abi")()
+        if abi != ABI or manifest["abi"] != ABI:
+            raise BuildError(
+                f"module {self.name!r} has ABI {abi}, this runtime needs {ABI}; compile it again"
+            )
+        sizes = manifest["sizes"]
+        self._blocks = {
+            name: aligned(sizes[name], self.dtype) for name in ("params", "grads", "slots", "state", "folded")
+        }
+        self._blocks["arena"] = aligned(sizes["arena_bytes"], np.uint8)
+        self._context, self._seed, self._threads = self._make_context(seed), seed, 1
+        self._stale = True
+        self.params = Arrays("parameter", self._blocks["params"], manifest["params"], self._mark_stale)
+        trainable = [s for s in manifest["params"] if s["trainable"]]
+        self.grads = Arrays("gradient", self._blocks["grads"], trainable)
+        self.state = Arrays("running statistic", self._blocks["state"], manifest["states"], self._mark_stale)
+        self.slots = {
+            slot: Arrays(
+                slot, self._blocks["slots"][k * sizes["grads"] : (k + 1) * sizes["grads"]], trainable
+            )
+            for k, slot in enumerate(manifest["slots"])
+        }
+        self._entries = {
+            e["name"]: _Entry(dict(e), self._function(e["name"]), self.batch, self.name)
+            for e in manifest["entries"]
+        }
+        for name, value in initial.items():
+            target = self.state if name in self.state else self.params
+            target[name] = np.asarray(value, dtype=self.dtype)
+        self.lr: float | None = manifest.get("lr")
+
+    def _function(self, name: str) -> Any:
+        return getattr(self.lib, f"{self.name}_{name}")
+
+    def _make_context(self, seed: int) -> Any:
+        ffi = self.ffi
+        size = self._function("context_bytes")()
+        self._context_memory = aligned(size, np.uint8)
+        context = ffi.cast(f"{self.name}_context *", self._context_memory.ctypes.data)
+        memory = ffi.new(f"{self.name}_memory *")
+        for name, block in self._blocks.items():
+            setattr(memory, name, ffi.cast("void *", block.ctypes.data if block.size else 0))
+            setattr(memory, f"{name}_bytes", block.nbytes)
+        if self._function("init")(context, size, memory, seed % 2**64) != 0:
+            raise BuildError(f"module {self.name!r}: the context could not be made")
+        return context
+
+    def _mark_stale(self) -> None:
+        self._stale = True
+
+    @property
+    def threads(self) -> int:
+        """The number of OpenMP threads; results do not depend on it."""
+        return self._threads
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        if not isinstance(count, int) or not 1 <= count <= 1024:
+            raise RangeError(f"threads must be an int in 1..1024, got {count!r}")
+        self._threads = count
+        self._function("set_threads")(self._context, count)
+
+    @property
+    def step(self) -> int:
+        """How many training steps have been made; random layers depend on it."""
+        return int(self._function("get_step")(self._context))
+
+    @property
+    def seed(self) -> int:
+        """The seed of random layers."""
+        return self._seed
+
+    @property
+    def input_types(self) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+        """The dtype and shape of every input; None stands for the batch."""
+        found: dict[str, tuple[str, tuple[int | None, ...]]] = {}
+        for entry in self._entries.values():
+            for a in entry.inputs:
+                shape = tuple(d if isinstance(d, int) else None for d in a["shape"])
+                found[a["name"]] = (a["dtype"], shape)
+        return found
+
+    @property
+    def source(self) -> dict[str, str]:
+        """The generated C, by file name."""
+        return dict(self.manifest["sources"])
+
+    def _entry(self, name: str) -> _Entry:
+        if name not in self._entries:
+            raise GraphcError(f"module {self.name!r} has no {name}: it was compiled without a loss")
+        return self._entries[name]
+
+    def _call(
+        self, entry: _Entry, given: Mapping[str, Any], out: Mapping[str, np.ndarray] | None, *more: Any
+    ) -> Any:
+        batch, arrays = entry.check_inputs(given)
+        outputs = entry.make_outputs(batch, out)
+        cast = self.ffi.cast
+        arguments: list[Any] = []
+        for a in (*arrays, *outputs.values()):
+            arguments += [cast(_POINTERS[a.dtype.char], a.ctypes.data), a.nbytes]
+        code = entry.function(self._context, batch, *arguments, *more)
+        if code:
+            self._fail(entry, code)
+        return outputs
+
+    def _fail(self, entry: _Entry, code: int) -> None:
+        message = self.ffi.string(self._function("message")(self._context)).decode(errors="replace")
+        if code == 5:
+            call = entry.calls[self._function("fault")(self._context)]
+            raise NumericalError(
+                f"{entry.name}: a NaN or Inf first appears in {', '.join(call['nodes'])}, kernel {call['kernel']}, "
+                f"at {', '.join(call['sources'])}"
+            )
+        raise RangeError(f"{entry.name}: {message}")
+
+    def _fold(self) -> None:
+        if self._stale:
+            if "fold" in self._entries and self._entries["fold"].function(self._context) != 0:
+                raise GraphcError(f"module {self.name!r}: folding failed")
+            self._stale = False
+
+    def predict(self, *, out: Mapping[str, np.ndarray] | None = None, **inputs: Any) -> dict[str, np.ndarray]:
+        """Return the outputs for a batch of 1 up to the compiled batch, in inference mode.
+
+        ``out`` names arrays to write into instead of new ones.
+
+        Raises:
+            ShapeError, DTypeError, UnknownNameError, RangeError: an input does not fit.
+        """
+        entry = self._entry("predict")
+        self._fold()
+        result: dict[str, np.ndarray] = self._call(entry, inputs, out)
+        return result
+
+    def evaluate(self, **inputs: Any) -> StepResult:
+        """Return loss and metrics of a batch in inference mode."""
+        entry = self._entry("evaluate")
+        self._fold()
+        return self._result(self._call(entry, inputs, None))
+
+    def train_step(self, *, lr: float | None = None, **inputs: Any) -> StepResult:
+        """Run forward, backward and update on a batch; return the loss before the update, with metrics."""
+        return self._train(inputs, self.lr if lr is None else lr, True)
+
+    def backward(self, **inputs: Any) -> StepResult:
+        """Compute loss and gradients (``module.grads``) of a batch in training mode; change nothing else."""
+        return self._train(inputs, 0.0, False)
+
+    def _train(self, inputs: Mapping[str, Any], lr: float | None, commit: bool) -> StepResult:
+        entry = self._entry("train_step")
+        if commit and lr is None:
+            raise GraphcError(f"module {self.name!r} was compiled without an optimizer")
+        outputs = self._call(entry, inputs, None, float(lr or 0.0), int(commit))
+        if commit:
+            self._stale = True
+        return self._result(outputs)
+
+    def _result(self, outputs: Mapping[str, np.ndarray]) -> StepResult:
+        metrics = {k: float(v) for k, v in outputs.items() if k != "loss"}
+        return StepResult(float(outputs["loss"]), metrics)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return everything that the next step depends on, as copies under plain names."""
+        tensors = {name: array.copy() for name, array in (*self.params.items(), *self.state.items())}
+        for slot, arrays in self.slots.items():
+            tensors |= {f"optimizer.{slot}.{name}": a.copy() for name, a in arrays.items()}
+        tensors["graphc.step"] = np.array([self.step], dtype=np.uint64)
+        tensors["graphc.seed"] = np.array([self._seed % 2**64], dtype=np.uint64)
+        return tensors
+
+    def load_state_dict(self, tensors: Mapping[str, np.ndarray], strict: bool = True) -> None:
+        """Set weights, and whatever else of the training state is there.
+
+        ``strict`` asks for every weight and statistic and refuses unknown names.
+
+        Raises:
+            CheckpointError: lists every missing, unexpected and wrongly shaped tensor; nothing is changed.
+        """
+        targets = {**{n: self.params for n in self.params}, **{n: self.state for n in self.state}}
+        optional = {
+            f"optimizer.{slot}.{name}": (arrays, name)
+            for slot, arrays in self.slots.items()
+            for name in arrays
+        }
+        counters = ("graphc.step", "graphc.seed")
+        problems = [f"missing {n}" for n in targets if strict and n not in tensors]
+        problems += [
+            f"unexpected {n}"
+            for n in tensors
+            if strict and n not in targets and n not in optional and n not in counters
+        ]
+        for name, value in tensors.items():
+            view = targets[name][name] if name in targets else None
+            if name in optional:
+                view = optional[name][0][optional[name][1]]
+            if view is not None and np.shape(value) != view.shape:
+                problems.append(f"{name}: expected shape {view.shape}, got {np.shape(value)}")
+        if problems:
+            shown = "\n  ".join(problems[:50]) + (
+                f"\n  and {len(problems) - 50} more" if len(problems) > 50 else ""
+            )
+            raise CheckpointError(f"the tensors do not fit module {self.name!r}:\n  {shown}")
+        for name, value in tensors.items():
+            if name in targets:
+                targets[name][name] = np.asarray(value, dtype=self.dtype)
+            elif name in optional:
+                optional[name][0][optional[name][1]] = np.asarray(value, dtype=self.dtype)
+        if "graphc.step" in tensors:
+            self._function("set_step")(self._context, int(np.asarray(tensors["graphc.step"]).reshape(-1)[0]))
+        if "graphc.seed" in tensors:
+            self._seed = int(np.asarray(tensors["graphc.seed"]).reshape(-1)[0])
+            self._function("set_seed")(self._context, self._seed)
+
+    def save(self, path: str | Path) -> None:
+        """Write the whole training state as safetensors, atomically."""
+        from graphc_runtime.checkpoint import save_state
+
+        metadata = {"graphc.fingerprint": self.fingerprint, "graphc.module": self.name}
+        save_state(Path(path), self.state_dict(), metadata)
+
+    def load(self, path: str | Path, strict: bool = True) -> None:
+        """Read weights (and the training state, where it is there) from a safetensors file.
+
+        Raises:
+            CheckpointError: the file is damaged or of another net; nothing is changed.
+        """
+        from graphc_runtime.checkpoint import load_state
+
+        tensors, _ = load_state(Path(path))
+        self.load_state_dict(tensors, strict)
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        count = sum(a.size for a in self.params.values())
+        return f"<Module {self.name!r}: {count:,} parameters, batch up to {self.batch}, {self.dtype}>"
+
+
+_POINTERS = {"f": "float *", "d": "double *", "i": "int32_t *", "l": "int64_t *", "q": "int64_t *", "B": "uint8_t *",
+             "?": "uint8_t *"}  # fmt: skip
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest beside a built module.
+
+    Raises:
+        BuildError: it cannot be read.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BuildError(f"cannot read the manifest {path}: {error}") from None
+    return manifest
