@@ -22,11 +22,12 @@ from graphc.ops.control import Bounded
 from graphc.ops.leaves import Constant, Folded, Input, Parameter, Scope, State
 from graphc.optim import Optimizer
 from graphc.passes.fold import fold_scales, hoist_fixed
-from graphc.passes.fuse import Group, fuse, print_groups
+from graphc.passes.fuse import Group, print_groups
 from graphc.passes.pool_before_activation import pool_before_activation
+from graphc.passes.recompute import fuse
 from graphc.passes.retype import retype
 from graphc.passes.simplify import simplify
-from graphc.passes.specialise import Specialised, specialise
+from graphc.passes.specialise import Specialised, specialise, without_gradient_rules
 from graphc.program.ir import Argument, Bound, Buffer, Call, Entry, Program, Slot, Space, UpdateRange
 from graphc.types import ITEMSIZE, DType, static_size
 
@@ -286,7 +287,7 @@ class _Builder:
         graph |= {f"grad.{names[p]}": g for p, g in zip(self.layout.trainable, gradients, strict=True)}
         graph |= {f"state.{names[s]}": new for s, new in special.updates.items()}
         self.dump(f"{self.step:02d}-differentiate", print_graph(graph))
-        simple = simplify(graph)
+        simple = simplify(without_gradient_rules(graph))
         verify(simple)
         self._show("train_step", simple)
         results = {

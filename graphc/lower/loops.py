@@ -48,15 +48,16 @@ class _LoopGroup:
     def __init__(self, group: Group, storage: Storage, place: Callable[[Node], Buffer]):
         self.group = group
         self.axes = group.axes or ()
-        self.inside = set(group.nodes)
+        self.nodes = [*group.recomputed, *group.nodes]
+        self.inside = set(self.nodes)
         self.place = place
         self.operands = Operands()
         self.names = Names()
         self.reader = Reader(group.domain, self.operands, storage, self.names)
         self.kept: dict[Node, str] = {}  # values without reduced axes, by name
-        self.kept_level = {n: self._is_kept(n) for n in group.nodes}
+        self.kept_level = {n: self._is_kept(n) for n in self.nodes}
         self.stage: dict[Node, int] = {}
-        for node in group.nodes:
+        for node in self.nodes:
             below = max((self.stage.get(i, 0) for i in node.inputs), default=0)
             self.stage[node] = below + (1 if isinstance(node.op, (Reduce, ArgReduce)) else 0)
 
@@ -67,14 +68,14 @@ class _LoopGroup:
 
     def lower(self) -> tuple[LoopSpec, Operands]:
         """Return the loop nest and its operands."""
-        reductions = [n for n in self.group.nodes if isinstance(n.op, (Reduce, ArgReduce))]
+        reductions = [n for n in self.nodes if isinstance(n.op, (Reduce, ArgReduce))]
         last = max((self.stage[n] for n in reductions), default=0)
         full_outputs = [n for n in self.group.outputs if not self.kept_level[n]]
         store_sweep = max([last - 1, *(self.stage[n] for n in full_outputs)]) if full_outputs else last - 1
         count = max(last, store_sweep + 1, 1)
         self.sweeps = _Sweeps(count)
         for stage in range(count + 1):
-            for node in self.group.nodes:
+            for node in self.nodes:
                 if self.stage[node] == stage and self.kept_level[node] and node not in reductions:
                     self._kept_compute(node, stage)
             if stage < count:
@@ -126,7 +127,7 @@ class _LoopGroup:
                 local[node] = self._external(node, number)
             return local[node]
 
-        for node in self.group.nodes:
+        for node in self.nodes:
             if node in needed:
                 arguments = [value(i) for i in node.inputs]
                 local[node] = self.names.fresh(node.op.title)

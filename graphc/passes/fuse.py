@@ -20,10 +20,10 @@ from graphc.graph.text import name_nodes
 from graphc.ops.anchor import Anchor
 from graphc.ops.conv2d import Conv2d
 from graphc.ops.elementwise import Elementwise
-from graphc.ops.leaves import BatchExtent, Full, Iota, RandomUniform
 from graphc.ops.movement import Movement
 from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex
 from graphc.ops.reduce import ArgReduce, Reduce
+from graphc.passes.generated import is_generated
 from graphc.types import Shape, at, product, shape_text
 
 # A loop group whose reduction leaves one element runs on one thread. It may still sweep its domain again
@@ -33,7 +33,7 @@ _SMALL_DOMAIN = 4096
 
 @dataclass(eq=False)
 class Group:
-    """Nodes that become one kernel: ``nodes`` in topological order, ``outputs`` what others read."""
+    """Nodes that become one kernel: ``nodes`` in topological order, ``outputs`` what it stores for others."""
 
     nodes: list[Node]
     anchor: Node | None = None
@@ -41,20 +41,12 @@ class Group:
     domain: Shape = ()
     axes: tuple[int, ...] | None = None
     outputs: list[Node] = field(default_factory=list)
+    recomputed: list[Node] = field(default_factory=list)  # nodes of other groups, computed again here
 
     @property
     def kept_shape(self) -> Shape:
         """The domain with reduced extents 1."""
         return tuple(1 if self.axes and a in self.axes else d for a, d in enumerate(self.domain))
-
-
-def is_generated(node: Node) -> bool:
-    """Whether an index determines the value: such nodes are computed where they are read, never stored."""
-    if isinstance(node.op, (Full, Iota, RandomUniform, BatchExtent)):
-        return True
-    if isinstance(node.op, Elementwise):
-        return all(is_generated(i) for i in node.inputs)
-    return isinstance(node.op, Movement) and is_generated(node.inputs[0])
 
 
 def is_virtual(node: Node) -> bool:
@@ -139,8 +131,13 @@ class _Partition:
         if anchor is None or not isinstance(anchor.op, Anchor):
             return False  # padding and concatenation are copies, with nothing to fuse to
         if isinstance(node.op, Elementwise):
-            takes = bool(anchor.op.epilogue_axes(anchor.shape))
-            return takes and node.shape == last.shape and any(i in group.nodes for i in node.inputs)
+            if not anchor.op.epilogue_axes(anchor.shape) or node.shape != last.shape:
+                return False
+            inside = [i for i in node.inputs if i in group.nodes]
+            # The epilogue must not make the kernel store more: either the value replaces its operand, or
+            # it has to be stored in any case. Otherwise it belongs to the loops that read it.
+            replaces = any(set(self.readers[i]) == {node} and i not in self.results for i in inside)
+            return bool(inside) and (replaces or self._is_stored_anyway(node))
         if isinstance(node.op, (MaxPool2d, MaxPool2dIndex)) and isinstance(anchor.op, Conv2d):
             (image,) = node.inputs
             alone = image not in self.results and all(
@@ -151,6 +148,10 @@ class _Partition:
             hidden = all(n not in self.results and self._inside(n, group) for n in inner)
             return image in group.nodes and alone and hidden and node.op.geometry.tiles
         return False
+
+    def _is_stored_anyway(self, node: Node) -> bool:
+        loops = (Elementwise, Reduce, ArgReduce)
+        return node in self.results or not all(isinstance(r.op, loops) for r in self.readers.get(node, []))
 
     def _inside(self, node: Node, group: Group) -> bool:
         return all(r in group.nodes for r in self.readers.get(node, []))
@@ -208,9 +209,10 @@ class _Partition:
         """Return the groups worth joining: those read directly, latest first, then siblings of a reduction."""
         direct = [g for g, is_direct in self.producers(node) if is_direct]
         found = list(dict.fromkeys(reversed(direct)))
-        if isinstance(node.op, Reduce):
-            for operand in node.inputs:
-                found += [self.of[r] for r in self.readers.get(operand, []) if r in self.of]
+        if isinstance(node.op, (Reduce, ArgReduce)):
+            # Reductions that read what one kernel wrote sweep it together.
+            sources = [s for g in direct for s in g.nodes] + list(node.inputs)
+            found += [self.of[r] for s in sources for r in self.readers.get(s, []) if r in self.of]
         if isinstance(node.op, MaxPool2dIndex):
             found += [self.of[r] for r in self.readers[node.inputs[0]] if r in self.of]
         return list(dict.fromkeys(found))
@@ -228,33 +230,29 @@ class _Partition:
         return group
 
 
-def fuse(outputs: Mapping[str, Node], batch: int) -> list[Group]:
-    """Return the groups in an order in which every group follows those that it reads."""
-    partition = _Partition(outputs, batch)
-    for node in partition.order:
-        if partition.is_virtual(node):
+def partition(
+    outputs: Mapping[str, Node], batch: int
+) -> tuple[list[Group], set[Node], dict[Node, list[Node]]]:
+    """Return the groups in an order in which every group follows those that it reads; results; readers."""
+    parts = _Partition(outputs, batch)
+    for node in parts.order:
+        if parts.is_virtual(node):
             continue
-        candidates = partition.candidates(node)
-        home = next((g for g in candidates if partition.can_join(node, g)), None)
+        candidates = parts.candidates(node)
+        home = next((g for g in candidates if parts.can_join(node, g)), None)
         if home is None:
-            partition.open(node)
+            parts.open(node)
             continue
-        partition.join(node, home)
+        parts.join(node, home)
         for other in candidates:
-            if other is not home and other.nodes and partition.can_merge(home, other):
-                partition.merge(home, other)
-    groups = list(dict.fromkeys(partition.of.values()))
-    for group in groups:
-        inside = set(group.nodes)
-        group.outputs = [
-            n
-            for n in group.nodes
-            if n in partition.results or any(r not in inside for r in partition.readers.get(n, []))
-        ]
-    return _ordered(groups, partition)
+            if other is not home and other.nodes and parts.can_merge(home, other):
+                parts.merge(home, other)
+    groups = _ordered(list(dict.fromkeys(parts.of.values())), parts)
+    return groups, parts.results, parts.readers
 
 
-def _ordered(groups: list[Group], partition: _Partition) -> list[Group]:
+
+def _ordered(groups: list[Group], parts: _Partition) -> list[Group]:
     """Return the groups depth first along what they read, in the order of the graph."""
     done: dict[Group, None] = {}
     for root in groups:
@@ -267,7 +265,7 @@ def _ordered(groups: list[Group], partition: _Partition) -> list[Group]:
                 done[group] = None
                 continue
             stack.append((group, True))
-            needs = dict.fromkeys(p for n in group.nodes for p, _ in partition.producers(n) if p is not group)
+            needs = dict.fromkeys(p for n in group.nodes for p, _ in parts.producers(n) if p is not group)
             stack += [(p, False) for p in reversed(list(needs)) if p not in done]
     return list(done)
 

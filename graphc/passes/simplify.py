@@ -14,12 +14,13 @@ import sympy as sp
 from graphc import scalar
 from graphc.graph.node import Node, apply, rebuild
 from graphc.ops.anchor import Anchor
+from graphc.ops.control import StopGradient
 from graphc.ops.elementwise import Elementwise
 from graphc.ops.leaves import Full, full
 from graphc.ops.matmul import MatMul
 from graphc.ops.movement import Expand, Movement, Place, Reshape, Transpose, expand, reshape, transpose
 from graphc.ops.reduce import Reduce
-from graphc.passes.fuse import is_generated
+from graphc.passes.generated import is_generated
 from graphc.types import Shape, broadcast_shapes, product
 
 
@@ -41,6 +42,8 @@ def _rule(node: Node, inputs: tuple[Node, ...]) -> Node | None:
     op = node.op
     if isinstance(op, Elementwise):
         return _fold_numbers(op, inputs, node)
+    if isinstance(op, StopGradient):
+        return inputs[0]  # differentiation has been done
     if isinstance(op, Movement):
         return _merge_views(op, inputs[0], node)
     if isinstance(op, Reduce):
@@ -98,7 +101,8 @@ def _merge_views(op: Movement, x: Node, node: Node) -> Node | None:
         return full(node.shape, x.op.value, node.dtype)
     if isinstance(x.op, Elementwise) and is_generated(x):
         # A formula over generated values has no buffer that a view could point into: move its operands instead.
-        return apply(x.op, [apply(op, (expand(i, x.shape),)) for i in x.inputs], x.name, x.source)
+        moved = [apply(op, (expand(i, x.shape),)) for i in x.inputs]
+        return apply(x.op, moved, x.name, x.source) if all(is_generated(m) for m in moved) else None
     if isinstance(op, Reshape):
         return reshape(x, node.shape) if isinstance(x.op, Reshape) or x.shape == node.shape else None
     if isinstance(op, Transpose) and isinstance(x.op, Transpose):

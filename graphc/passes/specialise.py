@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from graphc.errors import GraphError
 from graphc.graph.node import Node, apply, rebuild, topological
-from graphc.ops.control import Bounded, ModeSwitch, StopGradient, Updating
+from graphc.ops.control import Bounded, KnownSlope, ModeSwitch, StopGradient, Updating
 from graphc.ops.leaves import Input, RandomKey, RandomUniform
 
 
@@ -28,7 +28,8 @@ def specialise(outputs: Mapping[str, Node], training: bool) -> Specialised:
     """Return the graph for training or for inference.
 
     Random streams are numbered by their order in the graph, so that two builds of the same program
-    draw the same numbers.
+    draw the same numbers. What steers differentiation stays in a training graph, which is still to be
+    differentiated; :func:`without_gradient_rules` takes it out then.
     """
     names = list(outputs)
     chosen = rebuild(list(outputs.values()), lambda node, inputs: _choose(node, inputs, training))
@@ -40,7 +41,7 @@ def specialise(outputs: Mapping[str, Node], training: bool) -> Specialised:
         op = node.op
         if isinstance(op, RandomUniform) and isinstance(op.stream, RandomKey):
             return apply(replace(op, stream=streams.setdefault(op.stream, len(streams))), ())
-        if isinstance(op, StopGradient):
+        if isinstance(op, (StopGradient, KnownSlope)) and not training:
             return inputs[0]
         if isinstance(op, Bounded):
             if isinstance(inputs[0].op, Input):
@@ -58,6 +59,15 @@ def specialise(outputs: Mapping[str, Node], training: bool) -> Specialised:
 
     stripped = rebuild(chosen, strip)
     return Specialised(dict(zip(names, stripped, strict=True)), updates if training else {}, tuple(bounds))
+
+
+def without_gradient_rules(outputs: Mapping[str, Node]) -> dict[str, Node]:
+    """Return a graph that has been differentiated without what only differentiation reads."""
+    nodes = rebuild(
+        list(outputs.values()),
+        lambda node, inputs: inputs[0] if isinstance(node.op, (StopGradient, KnownSlope)) else None,
+    )
+    return dict(zip(outputs, nodes, strict=True))
 
 
 def _choose(node: Node, inputs: tuple[Node, ...], training: bool) -> Node | None:
