@@ -13,7 +13,7 @@
     module.train_step(x=images, y=labels)
 """
 
-from graphc import initialisers, losses, metrics, nn, optim
+from graphc import initialisers, losses, metrics, models, nn, optim
 from graphc.api import Module, compile
 from graphc.build import BuildOptions
 from graphc.differentiate import grad
@@ -81,7 +81,7 @@ __all__ = [
     "bounded", "cast", "clip", "compile", "concat", "constant", "cos", "div", "elementwise", "elu", "equal", "erf",
     "exp", "expand", "expm1", "flatten", "full", "gelu", "grad", "greater", "greater_equal", "hard_sigmoid",
     "hard_swish", "initialisers", "input", "leaky_relu", "less", "less_equal", "log", "log1p", "log_softmax",
-    "logsumexp", "losses", "matmul", "max", "maximum", "mean", "metrics", "min", "minimum", "mode_switch", "mul",
+    "logsumexp", "losses", "matmul", "max", "maximum", "mean", "metrics", "min", "minimum", "mode_switch", "models", "mul",
     "neg", "nn", "not_equal", "one_hot", "optim", "pad", "parameter", "pick", "pow", "print_graph", "reciprocal",
     "relu", "reshape", "rsqrt", "sigmoid", "sign", "silu", "sin", "softmax", "softplus", "split", "sqrt", "square",
     "stop_gradient", "sub", "sum", "take", "tanh", "transpose", "updating", "where",

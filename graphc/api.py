@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 
-from graphc.build import BuildOptions, build_extension
+
+from graphc.artifact import Artifact, cached_artifact, fingerprint
+from graphc.build import BuildOptions, Cache, build_extension
 from graphc.emit.c import ABI, Emitted, emit_c
 from graphc.errors import GraphError, RangeError, UnknownNameError
 from graphc.graph.node import Node
 from graphc.initialisers import stream
 from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
-from graphc.pipeline import Compiled, Request, compile_program
+from graphc.pipeline import Compiled, Dump, Request, compile_program, initialisers_of
 from graphc.program.ir import Program
 from graphc.types import Size, check_dtype, coefficients_of
 from graphc_runtime.module import Module as RuntimeModule
@@ -26,7 +30,19 @@ from graphc_runtime.module import Module as RuntimeModule
 class Module(RuntimeModule):
     """A compiled module that still knows how it was compiled."""
 
-    compiled: Compiled
+    def __init__(self, request: Request, artifact: Artifact, library: Path, seed: int):
+        """Load the built extension and draw the parameters' first values."""
+        super().__init__(artifact.manifest, library, _initial_values(request, artifact, seed), seed)
+        self._request = request
+        self._plans = {name: ArenaPlan.from_dict(plan) for name, plan in artifact.plans.items()}
+        self._compiled: Compiled | None = None
+
+    @property
+    def compiled(self) -> Compiled:
+        """The intermediate results; the pipeline runs again if the module came from the cache."""
+        if self._compiled is None:
+            self._compiled = compile_program(self._request)
+        return self._compiled
 
     def plan(self, mode: str = "inference") -> ArenaPlan:
         """Return the memory plan of ``"inference"``, ``"train"`` or ``"evaluate"``.
@@ -35,9 +51,9 @@ class Module(RuntimeModule):
             RangeError: the module has no such entry point.
         """
         entry = {"inference": "predict", "train": "train_step"}.get(mode, mode)
-        if entry not in self.compiled.plans:
-            raise RangeError(f"no plan for {mode!r}; this module has {', '.join(self.compiled.plans)}")
-        return self.compiled.plans[entry]
+        if entry not in self._plans:
+            raise RangeError(f"no plan for {mode!r}; this module has {', '.join(self._plans)}")
+        return self._plans[entry]
 
 
 def compile(
@@ -64,28 +80,44 @@ def compile(
     Raises:
         GraphcError: whatever is wrong with the graph, the names or the build.
     """
-    request = _request(outputs, loss, optimizer, metrics or {}, batch, target, dtype, name)
-    dump = _dumper(Path(dump_dir)) if dump_dir is not None else None
+    request = _request(outputs, loss, optimizer, metrics or {}, batch, target, dtype, name, seed)
+    options = build or BuildOptions()
+    if dump_dir is not None:
+        artifact = _make_artifact(request, nan_guard, _dumper(Path(dump_dir)))
+    else:
+        key = fingerprint(request, [f"nan_guard={nan_guard}"])
+        cache = Cache(options.cache_root())
+        artifact = cached_artifact(cache, key, lambda: _make_artifact(request, nan_guard))
+    library = build_extension(request.name, artifact.sources, artifact.cdef, options)
+    return Module(request, artifact, library, seed)
+
+
+def _make_artifact(request: Request, nan_guard: bool, dump: Dump | None = None) -> Artifact:
+    """Run the pipeline and print the C."""
     compiled = compile_program(request, dump)
-    emitted = emit_c(compiled.program, optimizer if loss is not None else None, nan_guard=nan_guard)
+    optimizer = request.optimizer if request.loss is not None else None
+    emitted = emit_c(compiled.program, optimizer, nan_guard=nan_guard)
     if dump is not None:
         for file, text in emitted.sources.items():
-            dump(f"99-{file}", text)
+            dump(f"99-{file}", partial(str, text))
     manifest = make_manifest(compiled.program, emitted, optimizer)
-    library = build_extension(request.name, emitted.sources, emitted.cdef, build or BuildOptions())
-    initial = {
-        key: initialiser(_shape_of(compiled.program, key), stream(seed, key))
-        for key, initialiser in compiled.initial.items()
-    }
-    module = Module(manifest, library, initial, seed)
-    module.compiled = compiled
-    return module
+    plans = {name: plan.to_dict() for name, plan in compiled.plans.items()}
+    return Artifact(manifest, emitted.sources, emitted.cdef, plans)
+
+
+def _initial_values(request: Request, artifact: Artifact, seed: int) -> dict[str, np.ndarray]:
+    """Return the first values of parameters, constants and state."""
+    shapes = {s["name"]: tuple(s["shape"]) for kind in ("params", "states") for s in artifact.manifest[kind]}
+    initial = initialisers_of(request)
+    return {name: initial[name](shape, stream(seed, name)) for name, shape in shapes.items()}
 
 
 def _request(
     outputs: Mapping[str, Node] | Node, loss: Node | None, optimizer: Optimizer | None, metrics: Mapping[str, Node],
-    batch: int, target: str, dtype: str, name: str,
+    batch: int, target: str, dtype: str, name: str, seed: int,
 ) -> Request:  # fmt: skip
+    if not isinstance(outputs, (Node, Mapping)):
+        raise GraphError(f"compile: outputs must be a tensor or a dict of tensors, got {type(outputs).__name__}")
     named = {"out": outputs} if isinstance(outputs, Node) else dict(outputs)
     for key, node in [*named.items(), *metrics.items(), *([("loss", loss)] if loss is not None else [])]:
         if not isinstance(node, Node):
@@ -100,23 +132,23 @@ def _request(
         raise RangeError(f"compile: dtype must be 'float32' or 'float64', got {dtype!r}")
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", name):
         raise UnknownNameError(f"compile: name {name!r} must be a short lower-case identifier")
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise GraphError(f"compile: optimizer must be one such as gc.SGD(...), got {optimizer!r}")
     if optimizer is not None and loss is None:
         raise GraphError("compile: an optimizer needs a loss")
+    if not isinstance(seed, int):
+        raise RangeError(f"compile: seed must be an int, got {seed!r}")
     return Request(name, named, loss, dict(metrics), optimizer, batch, check_dtype(dtype))
 
 
-def _dumper(folder: Path) -> Any:
+def _dumper(folder: Path) -> Dump:
     folder.mkdir(parents=True, exist_ok=True)
 
-    def dump(step: str, text: str) -> None:
+    def dump(step: str, text: Callable[[], str]) -> None:
         suffix = "" if "." in step else ".txt"
-        (folder / f"{step}{suffix}").write_text(text)
+        (folder / f"{step}{suffix}").write_text(text())
 
     return dump
-
-
-def _shape_of(program: Program, name: str) -> tuple[int, ...]:
-    return next(s.shape for s in (*program.params, *program.states) if s.name == name)
 
 
 def _extent(size: Size) -> int | list[int]:
@@ -138,7 +170,9 @@ def make_manifest(program: Program, emitted: Emitted, optimizer: Optimizer | Non
             ],
         })  # fmt: skip
     slots = list(program.update.slots) if program.update else []
-    digest = hashlib.sha256("".join(emitted.sources[k] for k in sorted(emitted.sources)).encode())
+    # Without the comments, which name the user's lines: a net that moves within its file stays the same net.
+    code = (re.sub(r"/\*.*?\*/", "", emitted.sources[k], flags=re.DOTALL) for k in sorted(emitted.sources))
+    digest = hashlib.sha256("".join(code).encode())
     return {
         "abi": ABI,
         "name": program.name,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphc.errors import GraphError
-from graphc.graph.node import Node, topological
+from graphc.graph.node import Node, names_the_line, topological
 from graphc.graph.source import attribute_to
 from graphc.ops.leaves import full
 from graphc.types import shape_text
 
 
+@names_the_line
 def grad(loss: Node, wrt: Sequence[Node]) -> list[Node]:
     """Return the gradient of a scalar with respect to each tensor, in the tensors' shapes.
 

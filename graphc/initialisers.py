@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphc.errors import RangeError, ShapeError
+from graphc.errors import DTypeError, RangeError, ShapeError
 
 
 def stream(seed: int, name: str) -> np.random.Generator:
@@ -29,6 +29,11 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
         return size, size
     receptive = math.prod(shape[2:])
     return shape[1] * receptive, shape[0] * receptive
+
+
+def _check_spread(what: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise RangeError(f"{what} must be finite and non-negative, got {value!r}")
 
 
 class Initialiser(ABC):
@@ -60,6 +65,17 @@ class Uniform(Initialiser):
     bound: float | None = None
     fan_in: int | None = None
 
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            RangeError: the bound or the fan is negative or no number.
+        """
+        if self.bound is not None:
+            _check_spread("Uniform: bound", self.bound)
+        if self.fan_in is not None:
+            _check_spread("Uniform: fan_in", self.fan_in)
+
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         """Return uniform values."""
         bound = self.bound if self.bound is not None else 1 / math.sqrt(max(1, self.fan_in or fans(shape)[0]))
@@ -72,6 +88,14 @@ class Normal(Initialiser):
 
     std: float = 1.0
     mean: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the standard deviation.
+
+        Raises:
+            RangeError: it is negative or no number.
+        """
+        _check_spread("Normal: std", self.std)
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         """Return normal values."""
@@ -101,9 +125,12 @@ class GlorotNormal(Initialiser):
         return self.gain * math.sqrt(2 / sum(fans(shape))) * rng.standard_normal(shape)
 
 
-def _he_fan(shape: tuple[int, ...], mode: str) -> int:
+def _check_mode(mode: str) -> None:
     if mode not in ("fan_in", "fan_out"):
         raise RangeError(f"He initialisation: mode {mode!r} is neither 'fan_in' nor 'fan_out'")
+
+
+def _he_fan(shape: tuple[int, ...], mode: str) -> int:
     return fans(shape)[mode == "fan_out"]
 
 
@@ -112,6 +139,14 @@ class HeUniform(Initialiser):
     """Uniform(+-sqrt(6/fan)). Source: He et al. 2015, equation 10, for ReLU."""
 
     mode: str = "fan_in"
+
+    def __post_init__(self) -> None:
+        """Check the mode.
+
+        Raises:
+            RangeError: it is neither ``"fan_in"`` nor ``"fan_out"``.
+        """
+        _check_mode(self.mode)
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         """Return uniform values."""
@@ -124,6 +159,14 @@ class HeNormal(Initialiser):
     """Normal(0, 2/fan). Source: He et al. 2015, equation 10, for ReLU."""
 
     mode: str = "fan_in"
+
+    def __post_init__(self) -> None:
+        """Check the mode.
+
+        Raises:
+            RangeError: it is neither ``"fan_in"`` nor ``"fan_out"``.
+        """
+        _check_mode(self.mode)
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         """Return normal values."""
@@ -148,9 +191,14 @@ class Array(Initialiser):
 
 
 def as_initialiser(value: Initialiser | float | np.ndarray) -> Initialiser:
-    """Return an initialiser for a number, an array, or itself."""
+    """Return an initialiser for a number, an array (which is copied), or itself.
+
+    Raises:
+        DTypeError: the value is none of these.
+    """
     if isinstance(value, Initialiser):
         return value
-    if isinstance(value, (int, float)):
-        return Constant(float(value))
-    return Array(np.asarray(value))
+    array = np.array(value)
+    if array.dtype.kind not in "fiub":
+        raise DTypeError(f"first values must be an initialiser, a number or an array, got {value!r}")
+    return Array(array) if array.ndim else Constant(float(array))

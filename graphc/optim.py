@@ -6,6 +6,7 @@ from the gradient ``g``; adding an optimizer is writing these formulas down.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,9 +50,11 @@ class Rule:
 class Optimizer(ABC):
     """Base of the optimizers.
 
-    ``groups`` maps patterns of parameter names (``"*.bias"``) to hyperparameters that differ for them;
-    the last matching pattern wins. ``decay`` chooses what weight decay applies to: ``"all"``
-    parameters, as in PyTorch, or ``"matrices"`` only, which leaves biases and batch norm alone.
+    ``lr`` is what a step uses that names no learning rate of its own. ``groups`` maps patterns of
+    parameter names (``"*.bias"``) to hyperparameters that differ for them, ``lr_scale`` (a factor on the
+    learning rate) among them; of several matching patterns the last wins. ``decay`` chooses what weight
+    decay applies to: ``"all"`` parameters, as in PyTorch, or ``"matrices"`` only, which leaves biases and
+    batch norm alone.
     """
 
     lr: float
@@ -59,15 +62,31 @@ class Optimizer(ABC):
     decay: str = field(default="all", kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check the learning rate and the choice of decay.
+        """Check the numbers, those of the groups too.
 
         Raises:
             RangeError: one of them is out of range.
+            UnknownNameError: a group sets a hyperparameter that the optimizer does not have.
         """
         if not self.lr >= 0:
             raise RangeError(f"{type(self).__name__}: lr must be non-negative, got {self.lr}")
         if self.decay not in ("all", "matrices"):
             raise RangeError(f"{type(self).__name__}: decay must be 'all' or 'matrices', got {self.decay!r}")
+        for where, values in {"": self.hyperparameters, **self.groups}.items():
+            self._check(f" group {where!r}" if where else "", values)
+
+    def _check(self, where: str, values: Mapping[str, float]) -> None:
+        known = self.hyperparameters
+        for name, value in values.items():
+            if name not in known:
+                raise UnknownNameError(
+                    f"{type(self).__name__}:{where} sets {name!r}; known are {', '.join(known)}"
+                )
+            # Dampening may be negative in PyTorch too; nothing else may.
+            if not math.isfinite(value) or (value < 0 and name != "dampening"):
+                raise RangeError(
+                    f"{type(self).__name__}:{where} {name} must be finite and non-negative, got {value}"
+                )
 
     @property
     @abstractmethod
@@ -79,24 +98,13 @@ class Optimizer(ABC):
         """Return the rule for given hyperparameters."""
 
     def hyperparameters_of(self, name: str, rank: int) -> dict[str, float]:
-        """Return the hyperparameters of one parameter.
-
-        Raises:
-            UnknownNameError: a group sets a hyperparameter that the optimizer does not have.
-        """
+        """Return the hyperparameters of one parameter, given its name and its number of axes."""
         values = dict(self.hyperparameters)
         if self.decay == "matrices" and rank < 2 and "weight_decay" in values:
             values["weight_decay"] = 0.0
         for pattern, overrides in self.groups.items():
-            if not fnmatchcase(name, pattern):
-                continue
-            unknown = set(overrides) - set(values)
-            if unknown:
-                raise UnknownNameError(
-                    f"{type(self).__name__}: group {pattern!r} sets {', '.join(sorted(unknown))}; "
-                    f"known are {', '.join(values)}"
-                )
-            values |= overrides
+            if fnmatchcase(name, pattern):
+                values |= overrides
         return values
 
     def rule_for(self, update: UpdateRange) -> Rule:
@@ -123,8 +131,6 @@ class SGD(Optimizer):
             RangeError: Nesterov's form without momentum, or with dampening; negative values.
         """
         super().__post_init__()
-        if self.momentum < 0 or self.weight_decay < 0:
-            raise RangeError("SGD: momentum and weight_decay must be non-negative")
         if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
             raise RangeError("SGD: nesterov needs momentum above 0 and no dampening")
 
@@ -136,19 +142,25 @@ class SGD(Optimizer):
             "lr_scale": 1.0,
         }  # fmt: skip
 
+    @property
+    def keeps_velocity(self) -> bool:
+        """Whether any parameter has momentum."""
+        return self.momentum > 0 or any(g.get("momentum", 0) > 0 for g in self.groups.values())
+
     def rule(self, h: Mapping[str, sp.Expr]) -> Rule:
         """Return the rule."""
         gradient = G + h["weight_decay"] * W
         rate = LR * h["lr_scale"]
-        if self.momentum == 0:
+        if not self.keeps_velocity:
             return Rule((), (), (("w", W - rate * gradient),))
+        if h["momentum"] == 0:  # a group without; PyTorch does not dampen there either
+            return Rule(("velocity",), (), (("w", W - rate * gradient),))
         gain = sp.Symbol("gain", real=True)
-        velocity = h["momentum"] * slot("velocity") + gain * gradient
+        damped = h["dampening"] != 0
+        velocity = h["momentum"] * slot("velocity") + (gain * gradient if damped else gradient)
         direction = gradient + h["momentum"] * new("velocity") if self.nesterov else new("velocity")
         first = scalar.piecewise((1, scalar.compare(sp.Le, T, 1)), (1 - h["dampening"], True))
-        if h["dampening"] == 0:
-            velocity = velocity.subs(gain, 1)
-        scalars = (("gain", first),) if h["dampening"] != 0 else ()
+        scalars = (("gain", first),) if damped else ()
         return Rule(("velocity",), scalars, (("velocity", velocity), ("w", W - rate * direction)))
 
 
@@ -168,16 +180,30 @@ class Adam(Optimizer):
             "weight_decay": self.weight_decay, "lr_scale": 1.0,
         }  # fmt: skip
 
+    def __post_init__(self) -> None:
+        """Check the hyperparameters.
+
+        Raises:
+            RangeError: a beta is not in [0, 1), or eps or weight_decay is negative.
+        """
+        super().__post_init__()
+        for values in (self.hyperparameters, *self.groups.values()):
+            if not all(0 <= values.get(beta, 0) < 1 for beta in ("beta1", "beta2")):
+                raise RangeError(
+                    f"{type(self).__name__}: betas, beta1 and beta2 must be in [0, 1), got {values}"
+                )
+
     def _rule(self, h: Mapping[str, sp.Expr], gradient: sp.Expr, weight: sp.Expr) -> Rule:
-        bias1, bias2 = sp.symbols("bias1 bias2", positive=True)
+        """Return the rule, with what the bias corrections and the learning rate make once a step."""
+        stride, root = sp.symbols("stride root", positive=True)
         mean = h["beta1"] * slot("mean") + (1 - h["beta1"]) * gradient
         square = h["beta2"] * slot("square") + (1 - h["beta2"]) * gradient**2
-        step = (new("mean") / bias1) / (sp.sqrt(new("square")) / sp.sqrt(bias2) + h["eps"])
-        return Rule(
-            ("mean", "square"),
-            (("bias1", 1 - h["beta1"] ** T), ("bias2", 1 - h["beta2"] ** T)),
-            (("mean", mean), ("square", square), ("w", weight - LR * h["lr_scale"] * step)),
+        step = stride * new("mean") / (sp.sqrt(new("square")) * root + h["eps"])
+        scalars = (
+            ("stride", LR * h["lr_scale"] / (1 - h["beta1"] ** T)),
+            ("root", 1 / sp.sqrt(1 - h["beta2"] ** T)),
         )
+        return Rule(("mean", "square"), scalars, (("mean", mean), ("square", square), ("w", weight - step)))
 
     def rule(self, h: Mapping[str, sp.Expr]) -> Rule:
         """Return the rule."""
@@ -192,4 +218,9 @@ class AdamW(Adam):
 
     def rule(self, h: Mapping[str, sp.Expr]) -> Rule:
         """Return the rule."""
-        return self._rule(h, G, W * (1 - LR * h["lr_scale"] * h["weight_decay"]))
+        if h["weight_decay"] == 0:
+            return self._rule(h, G, W)
+        keep = sp.Symbol("keep", positive=True)
+        rule = self._rule(h, G, W * keep)
+        scalars = (("keep", 1 - LR * h["lr_scale"] * h["weight_decay"]), *rule.scalars)
+        return Rule(rule.slots, scalars, rule.updates)

@@ -19,6 +19,7 @@ from graphc.lower.arena import plan_entry, reuse_in_place
 from graphc.lower.entry import EntryLowering
 from graphc.memory import ArenaPlan
 from graphc.ops.control import Bounded
+from graphc.ops.elementwise import Elementwise
 from graphc.ops.leaves import Constant, Folded, Input, Parameter, Scope, State
 from graphc.optim import Optimizer
 from graphc.passes.fold import fold_scales, hoist_fixed
@@ -32,8 +33,10 @@ from graphc.program.ir import Argument, Bound, Buffer, Call, Entry, Program, Slo
 from graphc.types import ITEMSIZE, DType, static_size
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+# Arguments of the module's methods, beside which inputs are passed by name.
+_KEYWORDS = frozenset({"self", "out", "lr"})
 _ALIGN = 64  # every parameter starts at a multiple of this many bytes
-Dump = Callable[[str, str], None]
+Dump = Callable[[str, Callable[[], str]], None]
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,10 @@ class UpdateSpec:
 
 @dataclass(frozen=True)
 class Compiled:
-    """The Program, and what is known about it: plans, first values, the graphs."""
+    """The Program, and what is known about it: plans and graphs."""
 
     program: Program
     plans: dict[str, ArenaPlan]
-    initial: dict[str, Initialiser]
     graphs: dict[str, dict[str, Node]] = field(repr=False)
 
 
@@ -173,9 +175,11 @@ def _name_leaves(leaves: list[Node]) -> dict[Node, str]:
 
 
 def _check_name(what: str, name: str, node: Node) -> None:
-    if not _NAME.fullmatch(name) or len(name) > 200:
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 200:
+        shown = repr(name) if len(str(name)) <= 80 else f"{str(name)[:77]!r}..."
         raise UnknownNameError(
-            f"{what} {name!r}: a name has letters, digits, '_' and '.', and starts with a letter, at {node.source}"
+            f"{what} {shown}: a name has letters, digits, '_' and '.', starts with a letter or '_', and is at "
+            f"most 200 characters long, at {node.source}"
         )
 
 
@@ -187,15 +191,13 @@ def compile_program(request: Request, dump: Dump | None = None) -> Compiled:
         UnknownNameError: names clash or are no names.
     """
     dump = dump or (lambda name, text: None)
-    written = {**request.outputs, **{f"metric.{k}": v for k, v in request.metrics.items()}}
-    if request.loss is not None:
-        written["loss"] = request.loss
+    written = _written(request)
     _check_request(request, written)
-    dump("01-written", print_graph(written))
+    dump("01-written", lambda: print_graph(written))
     typed = retype(written, request.dtype)
     pooled = pool_before_activation(typed)
     verify(pooled)
-    dump("02-pool-before-activation", print_graph(pooled))
+    dump("02-pool-before-activation", lambda: print_graph(pooled))
     builder = _Builder(request, pooled, dump)
     builder.inference("predict", {k: pooled[k] for k in request.outputs})
     if request.loss is not None:
@@ -203,6 +205,27 @@ def compile_program(request: Request, dump: Dump | None = None) -> Compiled:
         builder.inference("evaluate", {"loss": pooled["loss"], **metrics})
         builder.training({"loss": pooled["loss"], **metrics})
     return builder.finish()
+
+
+def initialisers_of(request: Request) -> dict[str, Initialiser]:
+    """Return the rule for the first values of every parameter, constant and state, by name."""
+    written = _written(request)
+    leaves = [n for n in topological(written.values()) if isinstance(n.op, (Parameter, State, Constant))]
+    return {name: _initialiser(node) for node, name in _name_leaves(leaves).items()}
+
+
+def _initialiser(node: Node) -> Initialiser:
+    if isinstance(node.op, Constant):
+        return Array(node.op.values)
+    assert isinstance(node.op, (Parameter, State))
+    return node.op.initial
+
+
+def _written(request: Request) -> dict[str, Node]:
+    written = {**request.outputs, **{f"metric.{k}": v for k, v in request.metrics.items()}}
+    if request.loss is not None:
+        written["loss"] = request.loss
+    return written
 
 
 def _check_request(request: Request, written: Mapping[str, Node]) -> None:
@@ -215,16 +238,28 @@ def _check_request(request: Request, written: Mapping[str, Node]) -> None:
             raise GraphError(f"compile: metric {name!r} must be a scalar, got {metric!r}")
     named: dict[str, Node] = {}
     for node in topological(written.values()):
+        if isinstance(node.op, Elementwise):
+            _check_name("function", node.op.name, node)
         if not isinstance(node.op, Input):
+            if node.name is not None:
+                _check_name("tensor", node.name, node)
             continue
         _check_name("input", node.op.name, node)
+        if node.op.name in _KEYWORDS:
+            raise UnknownNameError(
+                f"input {node.op.name!r}: the name is taken by an argument of predict or train_step, "
+                f"at {node.source}"
+            )
         if named.setdefault(node.op.name, node) is not node:
             raise UnknownNameError(
                 f"two inputs are called {node.op.name!r}: at {named[node.op.name].source} and at {node.source}"
             )
-    for name in request.outputs:
-        if not _NAME.fullmatch(name) or name in named:
-            raise UnknownNameError(f"output {name!r}: no valid name, or the name of an input")
+    for kind, tensors in (("output", request.outputs), ("metric", request.metrics)):
+        for name, node in tensors.items():
+            _check_name(kind, name, node)
+            if name in named or (kind == "metric" and name == "loss"):
+                taken = "an input" if name in named else "the loss"
+                raise UnknownNameError(f"{kind} {name!r} has the name of {taken}, at {node.source}")
 
 
 class _Builder:
@@ -286,7 +321,7 @@ class _Builder:
         graph = dict(special.outputs)
         graph |= {f"grad.{names[p]}": g for p, g in zip(self.layout.trainable, gradients, strict=True)}
         graph |= {f"state.{names[s]}": new for s, new in special.updates.items()}
-        self.dump(f"{self.step:02d}-differentiate", print_graph(graph))
+        self.dump(f"{self.step:02d}-differentiate", lambda: print_graph(graph))
         simple = simplify(without_gradient_rules(graph))
         verify(simple)
         self._show("train_step", simple)
@@ -300,7 +335,7 @@ class _Builder:
 
     def _show(self, name: str, graph: dict[str, Node]) -> None:
         self.graphs[name] = graph
-        self.dump(f"{self.step:02d}-{name}-graph", print_graph(graph))
+        self.dump(f"{self.step:02d}-{name}-graph", lambda: print_graph(graph))
         self.step += 1
 
     def _stored(self, graph: Mapping[str, Node]) -> tuple[dict[Node, Buffer], list[Argument]]:
@@ -321,7 +356,7 @@ class _Builder:
         self, name: str, graph: dict[str, Node], special: Specialised | None, results: dict[str, Buffer]
     ) -> None:
         groups = fuse(graph, self.request.batch)
-        self.dump(f"{self.step:02d}-{name}-kernels", print_groups(groups))
+        self.dump(f"{self.step:02d}-{name}-kernels", lambda: print_groups(groups))
         self.step += 1
         stored, inputs = self._stored(graph)
         inputs.sort(key=lambda a: self._input_order(a.name))
@@ -340,7 +375,7 @@ class _Builder:
         calls = list(lowering.calls)
         commits = self._commits(graph, buffers)
         entry_calls, plan = self._plan(name, calls + commits)
-        bounds = self._bounds(special)
+        bounds = self._bounds(special, {a.name for a in inputs})
         self.entries.append(
             Entry(
                 name, tuple(inputs), tuple(outputs), tuple(entry_calls), bounds, len(calls) if commits else 0
@@ -364,12 +399,14 @@ class _Builder:
         reused = reuse_in_place(calls)
         return reused, plan_entry(reused, self.request.batch)
 
-    def _bounds(self, special: Specialised | None) -> tuple[Bound, ...]:
+    def _bounds(self, special: Specialised | None, inputs: set[str]) -> tuple[Bound, ...]:
         if special is None:
             return ()
         found = []
         for node, op in special.bounds:
             assert isinstance(node.op, Input) and isinstance(op, Bounded)
+            if node.op.name not in inputs:  # simplified away: it is no argument of the entry point
+                continue
             found.append(Bound(node.op.name, op.low, op.high, op.also))
         return tuple(found)
 
@@ -397,11 +434,7 @@ class _Builder:
             layout.params_size, layout.trainable_size, layout.states_size,
             max((p.arena_bytes for p in self.plans.values()), default=0), offsets, update,
         )  # fmt: skip
-        initial: dict[str, Initialiser] = {}
-        for node, name in layout.names.items():
-            op = node.op
-            initial[name] = Array(op.values) if isinstance(op, Constant) else op.initial  # type: ignore[attr-defined]
-        return Compiled(program, self.plans, initial, self.graphs)
+        return Compiled(program, self.plans, self.graphs)
 
 
 def entry_groups(compiled: Compiled, name: str) -> list[Group]:

@@ -197,8 +197,8 @@ def normalise_axes(axes: int | Sequence[int] | None, rank: int) -> tuple[int, ..
         return tuple(range(rank))
     listed = (axes,) if isinstance(axes, int) else tuple(axes)
     for axis in listed:
-        if not -rank <= axis < rank:
-            raise ShapeError(f"axis {axis} is out of range for rank {rank}")
+        if not isinstance(axis, int) or not -rank <= axis < rank:
+            raise ShapeError(f"axis {axis!r} is out of range for rank {rank}")
     positive = tuple(sorted(a % rank for a in listed))
     if len(set(positive)) != len(positive):
         raise ShapeError(f"axes {listed} name an axis twice")
@@ -208,3 +208,10 @@ def normalise_axes(axes: int | Sequence[int] | None, rank: int) -> tuple[int, ..
 def static_size(shape: Sequence[int]) -> int:
     """Return the number of elements of a shape without a batch extent."""
     return math.prod(shape)
+
+
+def static_shape(shape: Shape) -> tuple[int, ...]:
+    """Return a shape whose extents the caller knows to be fixed (the batch has been filled in)."""
+    fixed = tuple(d for d in shape if isinstance(d, int))
+    assert len(fixed) == len(shape), f"{shape_text(shape)} depends on the batch"
+    return fixed

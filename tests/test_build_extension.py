@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from graphc_runtime.loader import load_extension
 
 from graphc.build import BuildOptions, Cache, build_extension, build_program
 from graphc.errors import BuildError
+from graphc_runtime.loader import load_extension
 
 HEADER = "#pragma once\nint tiny_add(int a, int b);\nint tiny_threads(void);\n"
 SOURCES = {

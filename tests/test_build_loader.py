@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from graphc_runtime.loader import load_extension
 
 from graphc.build import BuildOptions, build_extension
 from graphc.errors import BuildError
+from graphc_runtime.loader import load_extension
 
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 ELF_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about ELF files")

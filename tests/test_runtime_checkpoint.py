@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from graphc_runtime.checkpoint import load_state, save_state
 from graphc_runtime.errors import CheckpointError, GraphcError
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from graphc_runtime.curves import plot_history
 from graphc_runtime.errors import GraphcError, RangeError, UnknownNameError
 from graphc_runtime.progress import Bar, Display, EpochRecord, History, Lines, RunningMeans, make_display

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from graphc_runtime.data import load_idx_folder, read_idx
 from graphc_runtime.errors import DataError
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from graphc_runtime.errors import RangeError
 from graphc_runtime.schedules import Constant, Cosine, Schedule, Step, Warmup, as_schedule
 

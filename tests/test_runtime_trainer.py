@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from graphc_runtime.checkpoint import load_state, save_state
 from graphc_runtime.data import Dataset, shuffled_order
 from graphc_runtime.errors import CheckpointError, RangeError, ShapeError
@@ -141,7 +142,7 @@ def bits(module: FakeModule) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in module.state_dict().items()}
 
 
-class Stop(Exception):
+class Stop(Exception):  # noqa: N818 (it is no error)
     """A crash at a chosen step."""
 
 

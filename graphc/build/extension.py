@@ -156,6 +156,9 @@ def _build(recipe: _Recipe, sources: Mapping[str, str], inputs: Callable[[], _In
 def _choose_toolchain(options: BuildOptions, cache: Cache) -> _Toolchain:
     compiler = find_compiler(options.compiler)
     standard = ["-std=gnu11", "-fPIC", "-fvisibility=hidden"]  # gnu11, for the vector extensions.
+    # The source says where a product and a sum are rounded once. A compiler that contracts as it sees fit
+    # gives other bits with OpenMP than without, and may treat the rest of a vector loop unlike its body.
+    standard.append("-ffp-contract=off")
     if options.openmp:
         standard += openmp_flags(compiler, cache)
     optimisation = native_flags(options.optimisation, compiler, cache)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
 
 from graphc.errors import GraphcError, GraphError
 from graphc.graph.source import Source, attribute_to, user_source
 from graphc.types import DType, Shape, TensorType
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class Op(ABC):
@@ -198,7 +202,26 @@ def located(
 ) -> GraphcError:
     """Return an error that names the op, the layer, what is wrong and the user's line."""
     label = f" {name!r}" if name else ""
-    return kind(f"{op}{label}: {message}, at {source or user_source()}")
+    error = kind(f"{op}{label}: {message}, at {source or user_source()}")
+    error.located = True
+    return error
+
+
+def names_the_line(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Return a public function whose errors end with the user's line, where they do not name it already."""
+
+    @functools.wraps(function)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return function(*args, **kwargs)
+        except GraphcError as error:
+            if error.located:
+                raise
+            placed = type(error)(f"{error}, at {user_source()}")
+            placed.located = True
+            raise placed from None
+
+    return checked
 
 
 def topological(outputs: Iterable[Node]) -> list[Node]:

@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+# The nets of the command line are written like a user's, and their lines are as worth reading.
+_COMMAND_LINE = _PACKAGE + "cli" + os.sep
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,10 @@ def user_source() -> Source:
     if attributed is not None:
         return attributed
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and _is_compiler(frame.f_code.co_filename):
         frame = frame.f_back
     return Source(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _is_compiler(file: str) -> bool:
+    return file.startswith(_PACKAGE) and not file.startswith(_COMMAND_LINE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from graphc.memory import ArenaPlan, Interval, plan_arena
 from graphc.program.ir import Access, Buffer, Call, Kernel, Load, LoopSpec, Space, Store
@@ -107,7 +108,7 @@ def _share(call: Call, source: int, out: int) -> Call:
     spec = kernel.spec
     assert isinstance(spec, LoopSpec)
 
-    def moved(items: tuple[object, ...]) -> tuple[object, ...]:
+    def moved(items: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(
             replace(i, operand=position(i.operand)) if isinstance(i, (Load, Store)) else i for i in items
         )
@@ -116,13 +117,13 @@ def _share(call: Call, source: int, out: int) -> Call:
         replace(
             s, statements=moved(s.statements), stores=moved(s.stores),
             kept_statements=moved(s.kept_statements), kept_stores=moved(s.kept_stores),
-        )  # type: ignore[arg-type]  # statements stay statements
+        )
         for s in spec.sweeps
     )  # fmt: skip
     new: Kernel = replace(
         kernel,
         operands=tuple(operands),
-        spec=replace(spec, before=moved(spec.before), sweeps=sweeps),  # type: ignore[arg-type]
+        spec=replace(spec, before=moved(spec.before), sweeps=sweeps),
     )
     return replace(call, kernel=new, buffers=tuple(buffers))
 

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from graphc.errors import GraphError
 from graphc.graph.node import Node
 from graphc.ops.elementwise import Elementwise
 from graphc.ops.leaves import BatchExtent, Constant, Full, Iota, Parameter, RandomUniform, State
 from graphc.ops.movement import Movement, View
-from graphc.passes.fuse import is_generated
+from graphc.passes.generated import generator_view, is_generated
 from graphc.program.ir import Access, Buffer, Compute, Index, Load, Number, Operand, Random, Statement
-from graphc.types import Shape, contiguous_strides
+from graphc.types import Shape
 
 
 class Storage(Protocol):
@@ -151,7 +150,9 @@ class Reader:
             arguments = tuple((self._generated(i, emit), i.dtype) for i in node.inputs)
             emit(Compute(name, node.dtype, op.expr, arguments))
             return name
-        base, view = generator_view(node)
+        located = generator_view(node)
+        assert located is not None
+        base, view = located
         if isinstance(base.op, Full):
             emit(Number(name, node.dtype, base.op.value))
         elif isinstance(base.op, BatchExtent):
@@ -162,22 +163,6 @@ class Reader:
             assert isinstance(base.op.stream, int)
             emit(Random(name, node.dtype, self._access(view), base.op.stream))
         return name
-
-
-def generator_view(node: Node) -> tuple[Node, View]:
-    """Return the generator under a chain of movements, and the view of its index."""
-    if isinstance(node.op, Movement):
-        base, view = generator_view(node.inputs[0])
-        moved = node.op.view(view, node.shape)
-        if moved is None:
-            raise GraphError(f"{node!r}: a generated value cannot be read under this shape")
-        return base, moved
-    if isinstance(node.op, Iota):
-        strides = tuple(1 if a == node.op.axis else 0 for a in range(node.rank))
-        return node, View(node.shape, strides)
-    if isinstance(node.op, RandomUniform):
-        return node, View(node.shape, contiguous_strides(node.shape))
-    return node, View(node.shape, (0,) * node.rank)
 
 
 def compute(node: Node, name: str, arguments: list[str]) -> Compute:

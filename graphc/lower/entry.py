@@ -12,7 +12,8 @@ from graphc.lower.body import Operands, c_name
 from graphc.lower.loops import copy_kernel, loop_kernel, lower_loops
 from graphc.ops.anchor import Anchor
 from graphc.ops.movement import Concat, Movement, Place, View
-from graphc.passes.fuse import Group, is_generated
+from graphc.passes.fuse import Group
+from graphc.passes.generated import is_generated
 from graphc.program.ir import Access, Buffer, Call, Kernel, LoopSpec, Number, Space, Store, Sweep
 from graphc.types import Size, contiguous_strides
 
@@ -89,6 +90,7 @@ class EntryLowering:
         if is_generated(node):
             buffer = self._arena(node)
             self._copy(node, buffer)
+            self.stored[node] = buffer
             return buffer, View.contiguous(node.shape)
         raise GraphError(f"internal error: {node!r} is read before it is computed")
 

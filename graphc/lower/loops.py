@@ -64,7 +64,10 @@ class _LoopGroup:
     def _is_kept(self, node: Node) -> bool:
         if isinstance(node.op, (Reduce, ArgReduce)) or not self.axes:
             return True
-        return node.shape == self.group.kept_shape and node.shape != self.group.domain
+        # A value computed again here may have fewer axes than the domain: broadcasting repeats it.
+        new = len(self.group.domain) - node.rank
+        constant = all(a < new or node.shape[a - new] == 1 for a in self.axes)
+        return constant and node.shape != self.group.domain
 
     def lower(self) -> tuple[LoopSpec, Operands]:
         """Return the loop nest and its operands."""
@@ -198,13 +201,15 @@ def loop_kernel(spec: LoopSpec, operands: Operands, nodes: list[Node]) -> Kernel
     )  # fmt: skip
 
 
-Described = TypeVar("Described")
-
-
 def merge_axes(spec: LoopSpec) -> LoopSpec:
     """Return the same loops with as few axes as the accesses allow: contiguous axes become one."""
     accesses: list[Access] = []
-    _map_accesses(spec, lambda a: (accesses.append(a), a)[1])
+
+    def noted(access: Access) -> Access:
+        accesses.append(access)
+        return access
+
+    _map_accesses(spec, noted)
     groups: list[list[int]] = []
     for axis, extent in enumerate(spec.extents):
         if extent == 1:

@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from graphc.errors import DTypeError, GraphcError, ShapeError
-from graphc.graph.node import Node, Op
+from graphc.graph.node import Node, Op, operators
 from graphc.ops.leaves import State, full
-from graphc.types import TensorType
+from graphc.types import TensorType, broadcast_shapes
 
 
 class Control(Op):
@@ -109,6 +109,31 @@ class StopGradient(Control):
         return arrays[0]
 
 
+@dataclass(frozen=True)
+class KnownSlope(Control):
+    """The first input, whose derivative for the second is the third, elementwise: a rule given by hand.
+
+    The slope is an ordinary tensor, so that differentiating twice stays exact.
+    """
+
+    label: ClassVar[str] = "known_slope"
+
+    def infer(self, *types: TensorType) -> TensorType:
+        """Require a value that broadcasts to the slope, and a slope of the variable's type."""
+        value, variable, slope = types
+        if slope != variable or broadcast_shapes(value.shape, slope.shape) != slope.shape:
+            raise ShapeError(f"slope {slope} of {value} for {variable}")
+        return value
+
+    def vjp(self, node: Node, cotangent: Node) -> Sequence[Node | None]:
+        """Multiply by the slope; what the value was computed from gets nothing else."""
+        return None, operators["mul"](cotangent, node.inputs[2]), None
+
+    def reference(self, *arrays: np.ndarray) -> np.ndarray:
+        """Pass the values on."""
+        return arrays[0]
+
+
 def mode_switch(training: Node, inference: Node) -> Node:
     """Return a value that depends on whether the graph is compiled for training or for inference."""
     return training if training is inference else ModeSwitch()(training, inference)
@@ -133,3 +158,8 @@ def bounded(x: Node, low: int, high: int, also: int | None = None) -> Node:
 def stop_gradient(x: Node) -> Node:
     """Return x as a constant for differentiation."""
     return StopGradient()(x)
+
+
+def known_slope(value: Node, variable: Node, slope: Node) -> Node:
+    """Return ``value``, of which the caller knows that ``d(sum of value)/d variable`` is ``slope``."""
+    return KnownSlope()(value, variable, slope)

@@ -15,7 +15,7 @@ import sympy as sp
 
 from graphc import scalar
 from graphc.errors import DTypeError, FormulaError, RangeError
-from graphc.graph.node import Node, Op, apply, operators
+from graphc.graph.node import Node, Op, apply, names_the_line, operators
 from graphc.ops.leaves import constant, full
 from graphc.ops.reduce import sum_to
 from graphc.ops.registry import Sample, register
@@ -121,6 +121,7 @@ def _with_numbers(expr: sp.Expr, pattern: tuple[float | None, ...]) -> sp.Expr:
     return scalar.substitute(expr, values)
 
 
+@names_the_line
 def apply_elementwise(op: Elementwise, operands: Sequence[Any], name: str | None = None) -> Node:
     """Return the op on tensors, arrays and numbers; finite numbers become part of the expression.
 
@@ -239,10 +240,19 @@ hard_swish = elementwise(
     domain=(-2.9, 2.9),
 )
 hard_sigmoid = elementwise(
-    "hard_sigmoid", scalar.piecewise((0, _compare(sp.Le, x, -3)), (x / 6 + sp.Rational(1, 2), _compare(sp.Lt, x, 3)), (1, True)),
+    "hard_sigmoid",  # NaN fails both tests and flows through the last branch
+    scalar.piecewise(
+        (0, _compare(sp.Le, x, -3)), (1, _compare(sp.Ge, x, 3)), (x / 6 + sp.Rational(1, 2), True)
+    ),
     domain=(-2.9, 2.9), monotone=True,
 )  # fmt: skip
 _where = elementwise("where", scalar.piecewise((y, _compare(sp.Ne, x, 0)), (z, True)), integers=True)
+_at_least = elementwise(
+    "at_least", scalar.piecewise((y, _compare(sp.Lt, x, y)), (x, True)), integers=True, monotone=True
+)
+_at_most = elementwise(
+    "at_most", scalar.piecewise((y, _compare(sp.Gt, x, y)), (x, True)), integers=True, monotone=True
+)
 _leaky_relu = elementwise("leaky_relu", scalar.piecewise((y * x, _compare(sp.Le, x, 0)), (x, True)))
 _elu = elementwise("elu", scalar.piecewise((y * scalar.expm1(x), _compare(sp.Le, x, 0)), (x, True)))
 _gelu = elementwise("gelu", x * (1 + sp.erf(x / sp.sqrt(2))) / 2)
@@ -267,6 +277,7 @@ def elu(a: Node, alpha: float = 1.0) -> Node:
     return _elu(a, alpha)
 
 
+@names_the_line
 def gelu(a: Node, approximate: str = "none") -> Node:
     """Return the Gaussian error linear unit, exact or in its tanh form. Source: Hendrycks and Gimpel 2016.
 
@@ -279,11 +290,15 @@ def gelu(a: Node, approximate: str = "none") -> Node:
 
 
 def clip(a: Node, low: float | Node | None = None, high: float | Node | None = None) -> Node:
-    """Return ``min(max(a, low), high)``; a bound of None does not bind."""
-    bounded = a if low is None else maximum(a, low)
-    return bounded if high is None else minimum(bounded, high)
+    """Return ``min(max(a, low), high)``; a bound of None does not bind.
+
+    Numerics: NaN stays NaN; the slope is 1 at the bounds themselves, as torch.clamp's.
+    """
+    bounded = a if low is None else _at_least(a, low)
+    return bounded if high is None else _at_most(bounded, high)
 
 
+@names_the_line
 def cast(a: Node, dtype: str) -> Node:
     """Return a in another dtype; floats truncate towards zero when they become integers."""
     target = check_dtype(dtype)
@@ -293,6 +308,7 @@ def cast(a: Node, dtype: str) -> Node:
     return Elementwise("cast", expr, 1, target, integers=True)(a)
 
 
+@names_the_line
 def user_function(name: str, formula: str | sp.Expr, *operands: Any) -> Node:
     """Return a function of the user's own, given as text or as a sympy expression.
 

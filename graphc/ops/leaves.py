@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from graphc.errors import GraphcError, RangeError, ShapeError
-from graphc.graph.node import Node, Op
+from graphc.graph.node import Node, Op, names_the_line
 from graphc.initialisers import Initialiser, as_initialiser
-from graphc.types import N, DType, Shape, Size, TensorType, check_dtype, shape_text
+from graphc.types import DType, N, Shape, Size, TensorType, check_dtype, shape_text
 
 _identities = itertools.count()
 
@@ -88,7 +88,11 @@ class State(Leaf):
 
 @dataclass(frozen=True)
 class Constant(Leaf):
-    """An array known when compiling. Held as bytes so that equal constants are one node."""
+    """An array known when compiling. Held as bytes so that equal constants are one node.
+
+    Floating-point values are held in float64 whatever the dtype, so that the graph loses nothing when it
+    is compiled in double precision.
+    """
 
     label: ClassVar[str] = "constant"
     dtype: DType
@@ -101,8 +105,9 @@ class Constant(Leaf):
 
     @property
     def values(self) -> np.ndarray:
-        """The array."""
-        return np.frombuffer(self.data, dtype=self.dtype).reshape(self.shape)
+        """The array; float64 for floating-point dtypes."""
+        held = "float64" if self.dtype in ("float32", "float64") else self.dtype
+        return np.frombuffer(self.data, dtype=held).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,7 @@ class RandomUniform(Leaf):
         return TensorType(self.dtype, self.shape)
 
 
+@names_the_line
 def input_(name: str, shape: Sequence[Size | str], dtype: str = "float32") -> Node:
     """Return an array that the caller passes at every call; ``"N"`` is the run-time batch.
 
@@ -187,6 +193,8 @@ def input_(name: str, shape: Sequence[Size | str], dtype: str = "float32") -> No
     """
     if not isinstance(name, str) or not name:
         raise RangeError(f"input: a name must be a non-empty string, got {name!r}")
+    if not isinstance(shape, (tuple, list)):
+        raise ShapeError(f"input {name!r}: a shape is a tuple such as ('N', 3), got {shape!r}")
     extents: list[Size] = []
     for position, extent in enumerate(shape):
         if isinstance(extent, str):
@@ -200,6 +208,7 @@ def input_(name: str, shape: Sequence[Size | str], dtype: str = "float32") -> No
     return Input(name, check_dtype(dtype), tuple(extents))(name=name)
 
 
+@names_the_line
 def parameter(
     name: str | None,
     shape: Sequence[int],
@@ -215,16 +224,23 @@ def parameter(
     """
     if not all(isinstance(d, int) and d > 0 for d in shape):
         raise ShapeError(f"parameter {name!r}: extents must be positive ints, got {tuple(shape)}")
+    if np.ndim(initial) and np.shape(initial) != tuple(shape):  # type: ignore[arg-type]
+        raise ShapeError(f"parameter {name!r}: expected shape {tuple(shape)}, got {np.shape(initial)}")  # type: ignore[arg-type]
     scope = Scope("parameter", name)
     leaf = Parameter(check_dtype(dtype), tuple(shape), as_initialiser(initial), scope, "", trainable)
     return leaf(name=name)
 
 
+@names_the_line
 def constant(values: np.ndarray | float | Sequence[float], dtype: str | None = None) -> Node:
     """Return an array known when compiling; float64 input becomes float32 unless a dtype is given."""
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise ShapeError("constant: rows of different lengths are no array") from None
     chosen = dtype or {"float64": "float32", "float16": "float32"}.get(str(array.dtype), str(array.dtype))
-    array = np.ascontiguousarray(array, dtype=check_dtype(chosen))
+    held = "float64" if check_dtype(chosen) in ("float32", "float64") else chosen
+    array = np.array(array, dtype=held, order="C")
     if array.size == 0:
         raise ShapeError(f"constant: empty arrays are not supported, got shape {shape_text(array.shape)}")
     if array.ndim == 0:

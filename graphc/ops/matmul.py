@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from graphc.errors import DTypeError, ShapeError
-from graphc.graph.node import Node, operators
+from graphc.graph.node import Node, names_the_line, operators
 from graphc.ops.anchor import Anchor
 from graphc.ops.movement import reshape
 from graphc.ops.reduce import sum_to
@@ -95,9 +95,8 @@ class MatMul(Anchor):
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Multiply."""
         a, b = arrays
-        return (a.swapaxes(-1, -2) if self.transpose_a else a) @ (
-            b.swapaxes(-1, -2) if self.transpose_b else b
-        )
+        left = a.swapaxes(-1, -2) if self.transpose_a else a
+        return np.asarray(left @ (b.swapaxes(-1, -2) if self.transpose_b else b))
 
     def spec(self, out: TensorType, *types: TensorType) -> MatMulSpec:
         """Return the extents and the leading strides."""
@@ -121,6 +120,7 @@ def _lead_strides(shape: Shape, lead: Shape) -> Shape:
     return tuple(0 if a < new or own[a - new] == 1 else strides[a - new] for a in range(len(lead)))
 
 
+@names_the_line
 def matmul(a: Node, b: Node) -> Node:
     """Return the matrix product as ``numpy.matmul`` defines it, vectors and leading axes included.
 

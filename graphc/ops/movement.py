@@ -9,15 +9,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from graphc.errors import ShapeError
-from graphc.graph.node import Node, Op, operators
+from graphc.graph.node import Node, Op, names_the_line, operators
 from graphc.ops.leaves import full
 from graphc.ops.registry import float_type, op
 from graphc.types import (
+    Extent,
     N,
     Shape,
     Size,
@@ -27,6 +28,7 @@ from graphc.types import (
     divide,
     product,
     shape_text,
+    static_shape,
 )
 
 
@@ -110,7 +112,7 @@ class Reshape(Movement):
 
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Reshape."""
-        return arrays[0].reshape(self.shape)
+        return arrays[0].reshape(static_shape(self.shape))
 
     def view(self, view: View, shape: Shape) -> View | None:
         """Regroup the strides."""
@@ -179,7 +181,7 @@ class Expand(Movement):
 
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Broadcast."""
-        return np.broadcast_to(arrays[0], self.shape)
+        return np.broadcast_to(arrays[0], static_shape(self.shape))
 
     def view(self, view: View, shape: Shape) -> View | None:
         """Give repeated axes stride 0."""
@@ -227,7 +229,7 @@ class Slice(Movement):
 
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Slice."""
-        return arrays[0][_index(self.begin, self.step, self.shape)]
+        return np.asarray(arrays[0][_index(self.begin, self.step, static_shape(self.shape))])
 
     def view(self, view: View, shape: Shape) -> View | None:
         """Move the offset and multiply the strides."""
@@ -237,7 +239,7 @@ class Slice(Movement):
         return View(shape, tuple(s * t for s, t in zip(self.step, view.strides, strict=True)), offset)
 
 
-def _index(begin: Sequence[int], step: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+def _index(begin: Sequence[int], step: Sequence[int], shape: Sequence[int]) -> Any:
     return tuple(slice(b, b + (e - 1) * s + 1, s) for b, s, e in zip(begin, step, shape, strict=True))
 
 
@@ -307,7 +309,7 @@ class Place(Op):
 
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Fill, then assign to the slice."""
-        out = np.full(self.shape, self.fill, dtype=arrays[0].dtype)
+        out = np.full(static_shape(self.shape), self.fill, dtype=arrays[0].dtype)
         out[_index(self.begin, self.step, arrays[0].shape)] = arrays[0]
         return out
 
@@ -362,6 +364,7 @@ class Concat(Op):
         return np.concatenate(arrays, self.axis)
 
 
+@names_the_line
 def reshape(x: Node, shape: Sequence[Size]) -> Node:
     """Return the elements under another shape; one extent may be -1.
 
@@ -369,6 +372,8 @@ def reshape(x: Node, shape: Sequence[Size]) -> Node:
         ShapeError: the numbers of elements differ.
     """
     target = tuple(shape)
+    if not all(isinstance(d, Extent) or (isinstance(d, int) and (d >= 1 or d == -1)) for d in target):
+        raise ShapeError(f"reshape: extents must be positive ints, x.shape's batch or one -1, got {target}")
     if target.count(-1) == 1:
         known = product(d for d in target if d != -1)
         missing = divide(x.type.size, known)
@@ -382,41 +387,59 @@ def reshape(x: Node, shape: Sequence[Size]) -> Node:
     return x if target == x.shape else Reshape(target)(x)
 
 
+@names_the_line
 def transpose(x: Node, order: Sequence[int] | None = None) -> Node:
     """Return the axes in another order; reversed when none is given."""
-    listed = tuple(reversed(range(x.rank))) if order is None else tuple(a % max(1, x.rank) for a in order)
+    listed = tuple(reversed(range(x.rank))) if order is None else tuple(order)
+    if not all(isinstance(a, int) and -x.rank <= a < x.rank for a in listed):
+        raise ShapeError(f"transpose: {listed} is no permutation of the axes of {shape_text(x.shape)}")
+    listed = tuple(a % x.rank for a in listed)
     return x if listed == tuple(range(x.rank)) else Transpose(listed)(x)
 
 
+@names_the_line
 def expand(x: Node, shape: Shape) -> Node:
     """Return x repeated to a larger shape."""
     return x if x.shape == shape else Expand(shape)(x)
 
 
+def _axis(op: str, axis: int, x: Node) -> tuple[int]:
+    """Return a non-negative axis of x."""
+    if not isinstance(axis, int) or not -x.rank <= axis < x.rank:
+        raise ShapeError(f"{op}: axis {axis!r} is out of range for rank {x.rank}")
+    return (axis % x.rank,)
+
+
+@names_the_line
 def concat(tensors: Sequence[Node], axis: int = 0) -> Node:
     """Return the tensors one after the other along an axis."""
     if not tensors:
         raise ShapeError("concat: needs at least one tensor")
-    return tensors[0] if len(tensors) == 1 else Concat(axis % max(1, tensors[0].rank))(*tensors)
+    (chosen,) = _axis("concat", axis, tensors[0])
+    return tensors[0] if len(tensors) == 1 else Concat(chosen)(*tensors)
 
 
+@names_the_line
 def pad(x: Node, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Node:
     """Return x with (before, after) elements of ``value`` around every axis."""
     if len(widths) != x.rank or any(w < 0 for pair in widths for w in pair):
         raise ShapeError(f"pad: needs {x.rank} pairs of non-negative widths, got {tuple(widths)}")
+    if any(isinstance(d, Extent) and (lo or hi) for d, (lo, hi) in zip(x.shape, widths, strict=True)):
+        raise ShapeError(f"pad: the run-time batch of {shape_text(x.shape)} cannot be padded")
     if not any(w for pair in widths for w in pair):
         return x
     shape = tuple(d + lo + hi for d, (lo, hi) in zip(x.shape, widths, strict=True))
     return Place(shape, tuple(lo for lo, _ in widths), (1,) * x.rank, float(value))(x)
 
 
+@names_the_line
 def split(x: Node, sections: int | Sequence[int], axis: int = 0) -> list[Node]:
     """Return the parts of x along an axis: equal ones for an int, else of the given extents.
 
     Raises:
         ShapeError: the parts do not add up to the extent, or the axis is the run-time batch.
     """
-    axis %= max(1, x.rank)
+    (axis,) = _axis("split", axis, x)
     extent = x.shape[axis]
     if not isinstance(extent, int):
         raise ShapeError("split: the run-time batch cannot be split")
@@ -424,7 +447,7 @@ def split(x: Node, sections: int | Sequence[int], axis: int = 0) -> list[Node]:
         if sections < 1 or extent % sections:
             raise ShapeError(f"split: extent {extent} is not divisible into {sections} equal parts")
         sections = [extent // sections] * sections
-    if sum(sections) != extent or min(sections) < 1:
+    if sum(sections) != extent or min(sections, default=0) < 1:
         raise ShapeError(f"split: parts {tuple(sections)} do not add up to extent {extent}")
     parts, start = [], 0
     for part in sections:
@@ -434,6 +457,7 @@ def split(x: Node, sections: int | Sequence[int], axis: int = 0) -> list[Node]:
     return parts
 
 
+@names_the_line
 def getitem(x: Node, index: object) -> Node:
     """Return ``x[index]`` for ints, slices, ``None`` and ``...`` (NumPy's basic indexing).
 

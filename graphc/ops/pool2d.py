@@ -12,7 +12,7 @@ from graphc.errors import DTypeError, ShapeError
 from graphc.graph.node import Node
 from graphc.ops.anchor import Anchor
 from graphc.ops.registry import Sample, float_type, op
-from graphc.types import DType, N, Shape, Size, TensorType, product
+from graphc.types import DType, N, Shape, Size, TensorType, product, static_shape
 
 Pair = tuple[int, int]
 
@@ -108,13 +108,13 @@ def _windows(g: PoolGeometry, x: np.ndarray, fill: float) -> np.ndarray:
         for i in range(g.kernel[0])
         for j in range(g.kernel[1])
     ]  # fmt: skip
-    return np.stack(taps, -1)
+    return np.asarray(np.stack(taps, -1))
 
 
 def _positions(g: PoolGeometry, shape: tuple[int, ...]) -> np.ndarray:
     """Return (oh, ow, taps): the flat position in the image that every tap meets, -1 outside."""
     flat = np.arange(shape[2] * shape[3], dtype=np.float64).reshape(1, 1, *shape[2:])
-    return _windows(g, flat, -1.0)[0, 0].astype(np.int64)
+    return np.asarray(_windows(g, flat, -1.0)[0, 0], dtype=np.int64)
 
 
 def _index_values(g: PoolGeometry, shape: Shape) -> object:
@@ -122,7 +122,7 @@ def _index_values(g: PoolGeometry, shape: Shape) -> object:
 
     def draw(rng: np.random.Generator, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         n = shapes[0][0]
-        image = rng.standard_normal((n, *(int(str(d)) for d in shape[1:])))
+        image = rng.standard_normal((n, *static_shape(shape[1:])))
         return [rng.standard_normal(shapes[0]), np.argmax(_windows(g, image, -np.inf), -1)]
 
     return draw
@@ -192,7 +192,7 @@ class MaxPool2d(_Pool):
 
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Take the maximum of the windows."""
-        return _windows(self.geometry, arrays[0], -np.inf).max(-1)
+        return np.asarray(_windows(self.geometry, arrays[0], -np.inf).max(-1))
 
 
 @op(lambda cls: [(cls(g), (float_type(*_IMAGE),)) for g in _GEOMETRIES])
@@ -220,7 +220,7 @@ class MaxPool2dIndex(_Pool):
 
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Find the first maximum."""
-        return np.argmax(_windows(self.geometry, arrays[0], -np.inf), -1)
+        return np.asarray(np.argmax(_windows(self.geometry, arrays[0], -np.inf), -1))
 
 
 @op(
@@ -263,7 +263,7 @@ class MaxPool2dScatter(_Pool):
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Add window by window."""
         grad, index = arrays
-        shape = tuple(int(str(d)) for d in self.shape)
+        shape = static_shape(self.shape)
         where = np.take_along_axis(
             np.broadcast_to(_positions(self.geometry, shape), (*index.shape, self.geometry.area)),
             index.astype(np.int64)[..., None], -1,
@@ -377,8 +377,9 @@ class AvgPool2d(_AvgPool):
 
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Average the windows."""
-        counts = _counts(self.geometry, *arrays[0].shape[2:], self.include_pad, self.divisor)
-        return _windows(self.geometry, arrays[0], 0.0).sum(-1) / counts
+        _, _, h, w = arrays[0].shape
+        counts = _counts(self.geometry, h, w, self.include_pad, self.divisor)
+        return np.asarray(_windows(self.geometry, arrays[0], 0.0).sum(-1) / counts)
 
 
 @op(lambda cls: [(cls(*a, _IMAGE), (float_type(N, 2, *a[0].out),)) for a in _AVERAGES])
@@ -413,9 +414,9 @@ class AvgPool2dBackward(_AvgPool):
 
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Add window by window."""
-        n, c, h, w = (int(str(d)) for d in self.shape)
+        n, c, h, w = static_shape(self.shape)
         share = arrays[0] / _counts(self.geometry, h, w, self.include_pad, self.divisor)
         out = np.zeros((n, c, h * w + 1))  # the last element collects what falls outside
         for where in np.moveaxis(_positions(self.geometry, (n, c, h, w)), -1, 0):
-            np.add.at(out, (slice(None), slice(None), where), share)
+            np.add.at(out, (np.arange(n)[:, None, None, None], np.arange(c)[:, None, None], where), share)
         return out[..., :-1].reshape(n, c, h, w)

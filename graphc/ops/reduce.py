@@ -9,14 +9,13 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from graphc.errors import DTypeError, RangeError, ShapeError
-from graphc.graph.node import Node, Op, operators
+from graphc.graph.node import Node, Op, names_the_line, operators
 from graphc.ops.leaves import BatchExtent, Iota
 from graphc.ops.movement import expand, reshape
 from graphc.ops.registry import float_type, op
 from graphc.types import N, Shape, Size, TensorType, normalise_axes, product
 
 ReduceKind = Literal["sum", "max", "min", "argmax", "argmin"]
-_REFERENCE = {"sum": np.sum, "max": np.max, "min": np.min}
 
 
 def _reduced_shape(shape: Shape, axes: tuple[int, ...]) -> Shape:
@@ -70,7 +69,7 @@ class Reduce(Op):
 
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Reduce."""
-        return np.asarray(_REFERENCE[self.kind](arrays[0], axis=self.axes, keepdims=True))
+        return np.asarray(getattr(np, self.kind)(arrays[0], axis=self.axes, keepdims=True))
 
 
 @op(lambda cls: [(cls("argmax", 1), (float_type(N, 7),)), (cls("argmin", 2), (float_type(N, 2, 5),))])
@@ -108,7 +107,7 @@ class ArgReduce(Op):
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Find the index."""
         find = np.argmax if self.kind == "argmax" else np.argmin
-        return find(arrays[0], axis=self.axis, keepdims=True)
+        return np.asarray(find(arrays[0], axis=self.axis, keepdims=True))
 
 
 def _squeezed(x: Node, axes: tuple[int, ...], keepdims: bool) -> Node:
@@ -122,16 +121,19 @@ def _reduce(
     return _squeezed(Reduce(kind, chosen)(x) if chosen else x, chosen, keepdims)
 
 
+@names_the_line
 def sum(x: Node, axes: int | Sequence[int] | None = None, keepdims: bool = False) -> Node:
     """Return the sum over the axes (None: all of them)."""
     return _reduce("sum", x, axes, keepdims)
 
 
+@names_the_line
 def max(x: Node, axes: int | Sequence[int] | None = None, keepdims: bool = False) -> Node:
     """Return the maximum over the axes; NaN wins; ties share the gradient."""
     return _reduce("max", x, axes, keepdims)
 
 
+@names_the_line
 def min(x: Node, axes: int | Sequence[int] | None = None, keepdims: bool = False) -> Node:
     """Return the minimum over the axes; NaN wins; ties share the gradient."""
     return _reduce("min", x, axes, keepdims)
@@ -142,6 +144,7 @@ def extent(size: Size, like: Node) -> Node | float:
     return float(size) if isinstance(size, int) else BatchExtent(like.dtype, size)()
 
 
+@names_the_line
 def mean(x: Node, axes: int | Sequence[int] | None = None, keepdims: bool = False) -> Node:
     """Return the mean over the axes (None: all of them).
 
@@ -163,11 +166,13 @@ def _arg(kind: Literal["argmax", "argmin"], x: Node, axis: int | None, keepdims:
     return _squeezed(ArgReduce(kind, axis % x.rank)(x), (axis % x.rank,), keepdims)
 
 
+@names_the_line
 def argmax(x: Node, axis: int | None = None, keepdims: bool = False) -> Node:
     """Return the int64 index of the first maximum along the axis (None: of the flattened tensor)."""
     return _arg("argmax", x, axis, keepdims)
 
 
+@names_the_line
 def argmin(x: Node, axis: int | None = None, keepdims: bool = False) -> Node:
     """Return the int64 index of the first minimum along the axis (None: of the flattened tensor)."""
     return _arg("argmin", x, axis, keepdims)

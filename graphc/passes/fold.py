@@ -23,10 +23,11 @@ def fixed_nodes(outputs: Mapping[str, Node]) -> set[Node]:
     """Return the nodes that depend on parameters, state and constants alone."""
     fixed: set[Node] = set()
     for node in topological(outputs.values()):
-        if isinstance(node.op, (Parameter, State, Constant, Full, Iota)):
-            if all(isinstance(d, int) for d in node.shape):
-                fixed.add(node)
-        elif node.inputs and all(i in fixed for i in node.inputs):
+        if not all(isinstance(d, int) for d in node.shape):
+            continue  # a parameter repeated along the run-time batch has as many elements as the batch says
+        if isinstance(node.op, (Parameter, State, Constant, Full, Iota)) or (
+            node.inputs and all(i in fixed for i in node.inputs)
+        ):
             fixed.add(node)
     return fixed
 

@@ -66,6 +66,7 @@ class _Partition:
 
     def __init__(self, outputs: Mapping[str, Node], batch: int):
         self.order = topological(outputs.values())
+        self.position = {n: k for k, n in enumerate(self.order)}
         self.batch = batch
         self.of: dict[Node, Group] = {}
         self.readers: dict[Node, list[Node]] = {}
@@ -74,6 +75,8 @@ class _Partition:
             for operand in node.inputs:
                 self.readers.setdefault(operand, []).append(node)
         self.recomputed = {n for n in self.order if self._is_recomputed(n)}
+        self.needs: dict[Group, set[Group]] = {}  # the groups whose results each group reads
+        self.merged: dict[Group, Group] = {}
 
     def _is_recomputed(self, node: Node) -> bool:
         """Whether to compute a node again wherever it is read: a comparison of what is in memory anyway."""
@@ -100,18 +103,24 @@ class _Partition:
         return found
 
     def reaches(self, start: Group, goal: Group) -> bool:
-        """Return whether ``start`` needs a result of ``goal``."""
+        """Return whether ``start`` needs a result of ``goal``, directly or through others."""
         seen, stack = {start}, [start]
         while stack:
             group = stack.pop()
             if group is goal:
                 return True
-            for node in group.nodes:
-                for producer, _ in self.producers(node):
-                    if producer not in seen:
-                        seen.add(producer)
-                        stack.append(producer)
+            for needed in self.needs[group]:
+                producer = self.current(needed)
+                if producer not in seen:
+                    seen.add(producer)
+                    stack.append(producer)
         return False
+
+    def current(self, group: Group) -> Group:
+        """Return the group that a merged one became part of."""
+        while group in self.merged:
+            group = self.merged[group]
+        return group
 
     def can_join(self, node: Node, group: Group) -> bool:
         """Return whether the node may become part of the group."""
@@ -170,8 +179,11 @@ class _Partition:
         return kept >= 4 or at(product(group.domain), self.batch) <= _SMALL_DOMAIN
 
     def can_merge(self, a: Group, b: Group) -> bool:
-        """Return whether two loop groups over one domain may become one."""
-        if a.anchor is not None or b.anchor is not None or a.domain != b.domain:
+        """Return whether loop group b may become part of a: over a's domain, or over what a keeps of it."""
+        if a.anchor is not None or b.anchor is not None:
+            return False
+        over_kept = a.axes is not None and b.axes is None and b.domain == a.kept_shape
+        if a.domain != b.domain and not over_kept:
             return False
         if a.axes is not None and b.axes is not None and a.axes != b.axes:
             return False
@@ -179,16 +191,18 @@ class _Partition:
 
     def _reaches_around(self, start: Group, goal: Group) -> bool:
         """Return whether ``start`` needs ``goal`` other than by reading it directly."""
-        for node in start.nodes:
-            for producer, direct in self.producers(node):
-                if producer is goal and not direct:
-                    return True
-                if producer is not goal and producer is not start and self.reaches(producer, goal):
-                    return True
-        return False
+        needed = {self.current(g) for g in self.needs[start]}
+        if any(g is not goal and self.reaches(g, goal) for g in needed):
+            return True
+        return goal in needed and any(
+            producer is goal and not direct
+            for node in start.nodes
+            for producer, direct in self.producers(node)
+        )
 
     def join(self, node: Node, group: Group) -> None:
         """Make the node part of the group."""
+        self.needs.setdefault(group, set()).update(p for p, _ in self.producers(node) if p is not group)
         group.nodes.append(node)
         self.of[node] = group
         if isinstance(node.op, (Reduce, ArgReduce)):
@@ -198,12 +212,13 @@ class _Partition:
 
     def merge(self, a: Group, b: Group) -> None:
         """Move all of b into a."""
-        position = {n: k for k, n in enumerate(self.order)}
-        a.nodes = sorted(a.nodes + b.nodes, key=position.__getitem__)
+        a.nodes = sorted(a.nodes + b.nodes, key=self.position.__getitem__)
         a.axes = a.axes if a.axes is not None else b.axes
         for node in b.nodes:
             self.of[node] = a
         b.nodes = []
+        self.merged[b] = a
+        self.needs[a] = {self.current(g) for g in self.needs[a] | self.needs.pop(b)} - {a}
 
     def candidates(self, node: Node) -> list[Group]:
         """Return the groups worth joining: those read directly, latest first, then siblings of a reduction."""
@@ -251,7 +266,6 @@ def partition(
     return groups, parts.results, parts.readers
 
 
-
 def _ordered(groups: list[Group], parts: _Partition) -> list[Group]:
     """Return the groups depth first along what they read, in the order of the graph."""
     done: dict[Group, None] = {}
@@ -265,8 +279,9 @@ def _ordered(groups: list[Group], parts: _Partition) -> list[Group]:
                 done[group] = None
                 continue
             stack.append((group, True))
-            needs = dict.fromkeys(p for n in group.nodes for p, _ in parts.producers(n) if p is not group)
-            stack += [(p, False) for p in reversed(list(needs)) if p not in done]
+            needs = {parts.current(g) for g in parts.needs[group]} - {group}
+            first = sorted(needs, key=lambda g: parts.position[g.nodes[0]], reverse=True)
+            stack += [(p, False) for p in first if p not in done]
     return list(done)
 
 

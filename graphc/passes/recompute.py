@@ -29,7 +29,9 @@ _WORTH = 1024  # elements: smaller values are stored
 
 
 class _Decision:
-    def __init__(self, groups: Sequence[Group], results: set[Node], readers: Mapping[Node, list[Node]], batch: int):
+    def __init__(
+        self, groups: Sequence[Group], results: set[Node], readers: Mapping[Node, list[Node]], batch: int
+    ):
         self.of = {n: g for g in groups for n in g.nodes}
         self.results = results
         self.readers = readers

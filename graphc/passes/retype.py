@@ -1,4 +1,4 @@
-"""Compile the same graph in another floating-point precision: every float32 becomes float64, or the reverse."""
+"""Compile the same graph in another precision: every float32 becomes float64, or the reverse."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def retype(outputs: Mapping[str, Node], dtype: DType) -> dict[str, Node]:
     def rule(node: Node, inputs: tuple[Node, ...]) -> Node | None:
         op = node.op
         if isinstance(op, Constant) and node.type.is_float and op.dtype != dtype:
-            return Constant(dtype, op.shape, op.values.astype(dtype).tobytes())(name=node.name)
+            return apply(replace(op, dtype=dtype), (), node.name, node.source)
         if isinstance(op, Leaf) and node.type.is_float and node.dtype != dtype:
-            return apply(replace(op, dtype=dtype), (), node.name, node.source)  # type: ignore[call-arg]
+            # Every leaf is a dataclass with a dtype; that cannot be said of the abstract base.
+            return apply(replace(op, dtype=dtype), (), node.name, node.source)  # type: ignore[type-var]
         if isinstance(op, Elementwise) and op.result in ("float32", "float64") and op.result != dtype:
             return apply(replace(op, result=dtype), inputs, node.name, node.source)
         return None

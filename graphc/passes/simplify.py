@@ -21,7 +21,7 @@ from graphc.ops.matmul import MatMul
 from graphc.ops.movement import Expand, Movement, Place, Reshape, Transpose, expand, reshape, transpose
 from graphc.ops.reduce import Reduce
 from graphc.passes.generated import is_generated
-from graphc.types import Shape, broadcast_shapes, product
+from graphc.types import Shape, broadcast_shapes, product, promote
 
 
 _ROUNDS = 20  # every rule makes the graph smaller or moves a view towards the leaves; nets need two or three
@@ -89,10 +89,9 @@ def _fold_numbers(op: Elementwise, inputs: tuple[Node, ...], node: Node) -> Node
     if not used:
         return None
     expr = scalar.substitute(expr, {scalar.argument(k): scalar.argument(j) for j, k in enumerate(used)})
-    new = Elementwise(op.name, expr, len(used), node.dtype if op.result or op.integers else None,
-                      op.integers, op.monotone)  # fmt: skip
-    result = node.dtype if new.infer(*(kept[k].type for k in used)).dtype != node.dtype else op.result
-    new = Elementwise(op.name, expr, len(used), result, op.integers, op.monotone)
+    # A number that is folded in no longer takes part in the promotion of dtypes.
+    same = promote(kept[k].dtype for k in used) == node.dtype
+    new = Elementwise(op.name, expr, len(used), op.result if same else node.dtype, op.integers, op.monotone)
     return expand(apply(new, [kept[k] for k in used], node.name, node.source), node.shape)
 
 
@@ -129,7 +128,8 @@ def _reduce(op: Reduce, x: Node, node: Node) -> Node | None:
         return x
     if not isinstance(x.op, Elementwise) or not x.type.is_float or not x.op.expr.is_Mul:
         return None
-    inside, outside = [], []
+    inside: list[sp.Expr] = []
+    outside: list[sp.Expr] = []
     for factor in x.op.expr.args:
         operands = [i for k, i in enumerate(x.inputs) if scalar.argument(k) in factor.free_symbols]
         constant = all(_constant_along(i.shape, x.rank, op.axes) for i in operands)

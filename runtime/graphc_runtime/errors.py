@@ -10,6 +10,8 @@ from __future__ import annotations
 class GraphcError(Exception):
     """Something the user can mend; the message names the op, the rule, the values and the place."""
 
+    located = False  # whether the message names the user's line already
+
 
 class ShapeError(GraphcError, ValueError):
     """Shapes, ranks or batch sizes do not fit together."""

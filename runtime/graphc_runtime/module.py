@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from graphc_runtime.checkpoint import load_state, save_state
 from graphc_runtime.errors import (
     BuildError,
     CheckpointError,
@@ -94,6 +95,18 @@ class Arrays(MutableMapping[str, np.ndarray]):
         return len(self._views)
 
 
+def _extent_text(extent: int | list[int]) -> str:
+    """Return an extent as it is declared: ``3``, ``N``, ``2*N``."""
+    if isinstance(extent, int):
+        return str(extent)
+    terms = ["*".join(([str(c)] if c != 1 or not k else []) + ["N"] * k) for k, c in enumerate(extent) if c]
+    return " + ".join(terms)
+
+
+def _kind(value: Any) -> str:
+    return f"dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+
+
 class _Extent:
     """Evaluates the extents of the manifest: an int, or coefficients of powers of the batch."""
 
@@ -131,7 +144,7 @@ class _Entry:
             )
         batch = 1
         if self.batched:
-            first = np.asarray(given[self.batched[0]["name"]])
+            first = self._as_array(self.batched[0]["name"], given[self.batched[0]["name"]])
             batch = first.shape[0] if first.ndim else 0
             if not 1 <= batch <= self.largest:
                 raise ShapeError(
@@ -140,11 +153,18 @@ class _Entry:
                 )
         return batch, [self._check(a, given[a["name"]], batch) for a in self.inputs]
 
+    def _as_array(self, name: str, value: Any) -> np.ndarray:
+        try:
+            return np.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise ShapeError(f"{self.name}: input {name!r} is no array: {error}") from None
+
     def _check(self, argument: dict[str, Any], value: Any, batch: int) -> np.ndarray:
-        array = np.asarray(value)
+        array = self._as_array(argument["name"], value)
         shape = tuple(_Extent.at(d, batch) for d in argument["shape"])
         if array.shape != shape:
-            declared = ", ".join(str(d) if isinstance(d, int) else "N" for d in argument["shape"])
+            declared = ", ".join(_extent_text(d) for d in argument["shape"])
+            declared += "," if len(shape) == 1 else ""
             raise ShapeError(
                 f"{self.name}: input {argument['name']!r} expected shape ({declared})"
                 f"{f' with N = {batch}' if self.batched else ''}, got {array.shape}"
@@ -167,6 +187,10 @@ class _Entry:
             array = (out or {}).get(argument["name"])
             if array is None:
                 array = np.empty(shape, argument["numpy"])
+            elif not isinstance(array, np.ndarray):
+                raise DTypeError(
+                    f"{self.name}: out[{argument['name']!r}] must be an array, got {type(array).__name__}"
+                )
             elif array.shape != shape or array.dtype != argument["numpy"] or not array.flags.c_contiguous:
                 raise ShapeError(
                     f"{self.name}: out[{argument['name']!r}] must be a contiguous {argument['numpy']} array of "
@@ -208,7 +232,7 @@ class Module:
         self._blocks = {
             name: aligned(sizes[name], self.dtype) for name in ("params", "grads", "slots", "state", "folded")
         }
-        self._blocks["arena"] = aligned(sizes["arena_bytes"], np.uint8)
+        self._blocks["arena"] = aligned(sizes["arena_bytes"], "uint8")
         self._context, self._seed, self._threads = self._make_context(seed), seed, 1
         self._stale = True
         self.params = Arrays("parameter", self._blocks["params"], manifest["params"], self._mark_stale)
@@ -236,7 +260,7 @@ class Module:
     def _make_context(self, seed: int) -> Any:
         ffi = self.ffi
         size = self._function("context_bytes")()
-        self._context_memory = aligned(size, np.uint8)
+        self._context_memory = aligned(size, "uint8")
         context = ffi.cast(f"{self.name}_context *", self._context_memory.ctypes.data)
         memory = ffi.new(f"{self.name}_memory *")
         for name, block in self._blocks.items():
@@ -352,6 +376,8 @@ class Module:
         entry = self._entry("train_step")
         if commit and lr is None:
             raise GraphcError(f"module {self.name!r} was compiled without an optimizer")
+        if commit and not (isinstance(lr, (int, float, np.number)) and 0 <= lr < float("inf")):
+            raise RangeError(f"train_step: lr must be a finite number of at least 0, got {lr!r}")
         outputs = self._call(entry, inputs, None, float(lr or 0.0), int(commit))
         if commit:
             self._stale = True
@@ -392,6 +418,11 @@ class Module:
             if strict and n not in targets and n not in optional and n not in counters
         ]
         for name, value in tensors.items():
+            if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+                problems.append(f"{name}: expected an array of numbers, got {_kind(value)}")
+                continue
+            if name in counters and not (value.size == 1 and value.dtype.kind in "iu" and value.min() >= 0):
+                problems.append(f"{name}: expected one non-negative integer, got {value.dtype} {value.shape}")
             view = targets[name][name] if name in targets else None
             if name in optional:
                 view = optional[name][0][optional[name][1]]
@@ -415,8 +446,6 @@ class Module:
 
     def save(self, path: str | Path) -> None:
         """Write the whole training state as safetensors, atomically."""
-        from graphc_runtime.checkpoint import save_state
-
         metadata = {"graphc.fingerprint": self.fingerprint, "graphc.module": self.name}
         save_state(Path(path), self.state_dict(), metadata)
 
@@ -426,8 +455,6 @@ class Module:
         Raises:
             CheckpointError: the file is damaged or of another net; nothing is changed.
         """
-        from graphc_runtime.checkpoint import load_state
-
         tensors, _ = load_state(Path(path))
         self.load_state_dict(tensors, strict)
 

@@ -1,0 +1,47 @@
+"""The nets that the commands train, and the module that each is compiled to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import graphc as gc
+from graphc.optim import Optimizer
+
+SIDE = 32  # every image fills a canvas of this many pixels a side
+
+
+NETS: dict[str, Callable[[gc.Tensor, int], gc.Tensor]] = {
+    "lenet": gc.models.lenet,
+    "lenet_1998": gc.models.lenet_1998,
+    "mlp": gc.models.mlp,
+    "resnet20": gc.models.resnet_cifar,
+}
+
+
+def compile_net(
+    name: str, *, classes: int = 10, batch: int = 64, optimizer: Optimizer | None = None, seed: int = 0,
+    threads: int | None = None,
+) -> gc.Module:  # fmt: skip
+    """Return a net of ``NETS`` as a classifier: inputs x and y, output logits, cross-entropy, accuracy."""
+    x = gc.input("x", ("N", 1, SIDE, SIDE))
+    y = gc.input("y", ("N",), dtype="int32")
+    logits = NETS[name](x, classes)
+    module = gc.compile(
+        {"logits": logits},
+        loss=gc.losses.cross_entropy(logits, y),
+        metrics={"accuracy": gc.metrics.accuracy(logits, y)},
+        optimizer=optimizer or gc.SGD(lr=0.05, momentum=0.9, weight_decay=5e-4),
+        batch=batch,
+        seed=seed,
+        name=name,
+    )
+    module.threads = usable_processors() if threads is None else threads
+    return module
+
+
+def usable_processors() -> int:
+    """Return how many processors this process may use; results do not depend on it."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), 64)
+    return os.cpu_count() or 1

@@ -1,0 +1,29 @@
+"""What holds for every test: the environment of generated code, and that PyTorch is there where it must be."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# Several tests run at once, each with threads of its own: waiting must not keep a processor busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Stop at once where tests against PyTorch must run and would be skipped."""
+    if not os.environ.get("GRAPHC_REQUIRE_TORCH") or hasattr(config, "workerinput"):
+        return
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        pytest.exit(f"GRAPHC_REQUIRE_TORCH is set, and PyTorch cannot be imported: {error}", returncode=1)
+
+
+def pytest_report_header() -> str:
+    """Say in the log which PyTorch the results were compared with."""
+    try:
+        import torch
+    except ImportError:
+        return "PyTorch: not installed, the tests against it are skipped"
+    return f"PyTorch: {torch.__version__}"

@@ -1,0 +1,375 @@
+"""What the tests of the emitted C share: modules of all registry samples, and a C program that runs a module.
+
+The program hands in every array at exactly the stated size, guards the gaps between the buffers of the
+arena, and demands the same bits from every number of threads and whatever the arena held before.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from helpers import LARGEST, make_inputs, weighted_sum
+
+import graphc as gc
+from graphc.emit.c import Emitted, emit_c
+from graphc.graph.node import Node
+from graphc.ops.leaves import Input
+from graphc.ops.registry import REGISTRY, Sample
+from graphc.optim import Optimizer
+from graphc.pipeline import Request, compile_program
+from graphc.program.ir import Argument, Entry, Program, Space
+from graphc.types import ITEMSIZE, TensorType, at, check_dtype
+
+STRICT = ("-std=gnu11", "-Wall", "-Wextra", "-Wshadow", "-Werror")
+GUARD = 64  # bytes that nobody may touch, between any two buffers of a spread arena
+COMPILERS = [
+    pytest.param(c, marks=pytest.mark.skipif(shutil.which(c) is None, reason=f"{c} is not installed"))
+    for c in ("gcc", "clang")
+]
+
+
+@dataclass(frozen=True)
+class Emission:
+    """A program and its text."""
+
+    program: Program
+    optimizer: Optimizer | None
+    emitted: Emitted
+
+    @property
+    def name(self) -> str:
+        """The prefix of the module's functions."""
+        return self.program.name
+
+    @property
+    def source(self) -> str:
+        """The C source."""
+        return self.emitted.sources[f"{self.name}.c"]
+
+    @property
+    def header(self) -> str:
+        """The C header."""
+        return self.emitted.sources[f"{self.name}.h"]
+
+    def write(self, folder: Path) -> Path:
+        """Write header and source; return the source's path."""
+        for file, text in self.emitted.sources.items():
+            (folder / file).write_text(text)
+        return folder / f"{self.name}.c"
+
+
+def emission(
+    name: str,
+    outputs: dict[str, Node],
+    loss: Node | None = None,
+    optimizer: Optimizer | None = None,
+    *,
+    metrics: dict[str, Node] | None = None,
+    batch: int = LARGEST,
+    dtype: str = "float32",
+    nan_guard: bool = False,
+    guarded_arena: bool = False,
+) -> Emission:
+    """Return what graphc.compile would build, without building it."""
+    request = Request(name, outputs, loss, metrics or {}, optimizer, batch, check_dtype(dtype))
+    program = compile_program(request).program
+    if guarded_arena:
+        program = spread(program)
+    return Emission(program, optimizer, emit_c(program, optimizer, nan_guard=nan_guard))
+
+
+def spread(program: Program) -> Program:
+    """Return the program with no two arena buffers in one place, and a gap after every one."""
+    offsets: dict[str, dict[str, int]] = {}
+    for entry in program.entries:
+        places: dict[str, int] = {}
+        end = 0
+        for name, (size, _) in arena_buffers(entry, program.batch).items():
+            places[name] = end
+            end += -(-size // GUARD) * GUARD + GUARD
+        offsets[entry.name] = {**places, "": end}
+    return replace(program, offsets=offsets, arena_bytes=max(o[""] for o in offsets.values()))
+
+
+def arena_buffers(entry: Entry, batch: int) -> dict[str, tuple[int, str]]:
+    """Return the bytes of every arena buffer at a batch, and their C expression in N."""
+    found = {}
+    for call in entry.calls:
+        for b in call.buffers:
+            if b.space is Space.ARENA:
+                item = ITEMSIZE[b.dtype]
+                found[b.name] = (max(1, at(b.size, batch)) * item, f"(size_t)({b.size}) * {item}")
+    return found
+
+
+def scaled_samples(samples: Sequence[Sample], scale: Node, first: int) -> tuple[dict[str, Node], Node]:
+    """Return the samples' values for float inputs times a parameter, and a loss that depends on all of them."""
+    outputs: dict[str, Node] = {}
+    loss = scale * scale
+    for number, sample in enumerate(samples, first):
+        inputs = [_input(f"in{number}_{k}", t) for k, t in enumerate(sample.types)]
+        scaled = [i * scale if i.type.is_float else i for i in inputs]
+        outputs[f"out{number}"] = sample.build(*scaled)
+        if outputs[f"out{number}"].type.is_float and any(t.is_float for t in sample.types) and sample.smooth:
+            loss = loss + weighted_sum(outputs[f"out{number}"])
+    return outputs, loss
+
+
+def _input(name: str, t: TensorType) -> Node:
+    return Input(name, t.dtype, t.shape)(name=name)
+
+
+def sample_modules(dtype: str, prefix: str = "samples", size: int = 9, guarded: bool = False) -> list[Emission]:
+    """Return modules that together hold every sample of the registry, forward and training."""
+    samples = [s for make in REGISTRY.values() for s in make()]
+    modules = []
+    for first in range(0, len(samples), size):
+        scale = gc.parameter("scale", (), 1.0)
+        outputs, loss = scaled_samples(samples[first : first + size], scale, first)
+        optimizer = gc.SGD(lr=1e-3, momentum=0.9, weight_decay=1e-4)
+        name = f"{prefix}_{first}_{dtype}"
+        modules.append(
+            emission(name, outputs, loss, optimizer, batch=LARGEST, dtype=dtype, guarded_arena=guarded)
+        )
+    return modules
+
+
+def lenet_module(name: str = "lenet", *, dtype: str = "float32", guarded: bool = False, batch: int = 6) -> Emission:
+    """Return LeNet with batch norm and dropout, with training by momentum."""
+    x, y = gc.input("x", ("N", 1, 32, 32)), gc.input("y", ("N",), dtype="int32")
+    h = gc.nn.batch_norm(gc.nn.conv2d(x, 6, kernel=5, name="conv1"), name="norm1")
+    h = gc.nn.max_pool2d(gc.relu(h), 2)
+    h = gc.nn.max_pool2d(gc.relu(gc.nn.conv2d(h, 16, kernel=5, name="conv2")), 2)
+    h = gc.nn.dropout(gc.relu(gc.nn.linear(gc.flatten(h), 120, name="fc1")), 0.3)
+    h = gc.relu(gc.nn.linear(h, 84, name="fc2"))
+    logits = gc.nn.linear(h, 10, name="fc3")
+    return emission(
+        name, {"logits": logits, "probabilities": gc.softmax(logits)}, gc.losses.cross_entropy(logits, y),
+        gc.SGD(lr=0.05, momentum=0.9, weight_decay=5e-4), metrics={"accuracy": gc.metrics.accuracy(logits, y)},
+        batch=batch, dtype=dtype, guarded_arena=guarded,
+    )  # fmt: skip
+
+
+def compile_objects(
+    compiler: str, paths: Sequence[Path], flags: Sequence[str], jobs: int = 2
+) -> list[tuple[Path, str]]:
+    """Compile each file on its own, several at once; return those that failed with the compiler's words."""
+    pending, running, failed = list(paths), [], []
+    while pending or running:
+        while pending and len(running) < jobs:
+            path = pending.pop(0)
+            command = [compiler, *flags, "-c", str(path), "-o", str(path.with_suffix(".o"))]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            running.append((path, process))
+        path, process = running.pop(0)
+        output, _ = process.communicate()
+        if process.returncode:
+            failed.append((path, output))
+    return failed
+
+
+_DRIVER = r"""
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+@INCLUDES@
+#if defined __SANITIZE_ADDRESS__
+#define GUARDED 1
+#elif defined __has_feature
+#if __has_feature(address_sanitizer)
+#define GUARDED 1
+#endif
+#endif
+#ifdef GUARDED
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(begin, bytes) ((void)(begin), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(begin, bytes) ((void)(begin), (void)(bytes))
+#endif
+
+static uint64_t hash(uint64_t seed, const void *memory, size_t bytes)
+{
+    const unsigned char *byte = memory;
+    for (size_t k = 0; k < bytes; k++) seed = (seed ^ byte[k]) * 0x100000001b3u;
+    return seed;
+}
+
+static void *block(size_t bytes)
+{
+    void *memory = bytes ? aligned_alloc(64, bytes) : NULL;
+    if (bytes && !memory) exit(2);
+    if (bytes) memset(memory, 0, bytes);
+    return memory;
+}
+
+/* Numbers in -1..1, never 0: derivatives at kinks are conventions, but 1/0 is nobody's sample. */
+#define FILL_REAL(T, array, count, seed) \
+    do { \
+        uint32_t state = (seed); \
+        for (size_t k_ = 0; k_ < (size_t)(count); k_++) { \
+            state = state * 1664525u + 1013904223u; \
+            (array)[k_] = (T)((double)(state >> 8) / 8388608.0 - 1.0 + 1e-7); \
+        } \
+    } while (0)
+#define FILL_INT(T, array, count) \
+    do { \
+        for (size_t k_ = 0; k_ < (size_t)(count); k_++) (array)[k_] = (T)(k_ % 2); \
+    } while (0)
+
+struct gap { size_t offset, used; };
+@MODULES@
+int main(void)
+{
+    const int64_t batches[] = {@BATCHES@};
+    const int threads[] = {@THREADS@};
+    int failures = 0;
+    for (size_t b = 0; b < sizeof batches / sizeof *batches; b++) {
+@CALLS@
+    }
+    return failures != 0;
+}
+"""
+
+
+def driver(modules: Sequence[Emission], batches: Sequence[int], threads: Sequence[int]) -> str:
+    """Return the text of main.c that runs every entry point of the modules and prints a hash of all results."""
+    calls = []
+    for m in modules:
+        calls += [
+            "        {", "            uint64_t first = 0;",
+            "            for (size_t t = 0; t < sizeof threads / sizeof *threads; t++)",
+            "                for (int fill = 0xFF; fill >= 0x3F; fill -= 0xC0) {",
+            f"                    const uint64_t got = run_{m.name}(batches[b], threads[t], fill);",
+            "                    if (t == 0 && fill == 0xFF) first = got;",
+            "                    if (got == first) continue;",
+            f'                    printf("{m.name} differs: threads %d, fill %d\\n", threads[t], fill);',
+            "                    failures++;",
+            "                }",
+            f'            printf("{m.name} batch %d %016llx\\n", (int)batches[b], (unsigned long long)first);',
+            "        }",
+        ]  # fmt: skip
+    text = _DRIVER.replace("@INCLUDES@", "\n".join(f'#include "{m.name}.h"' for m in modules))
+    text = text.replace("@MODULES@", "\n".join(_runner(m) for m in modules))
+    text = text.replace("@BATCHES@", ", ".join(map(str, batches)))
+    text = text.replace("@THREADS@", ", ".join(map(str, threads)))
+    return text.replace("@CALLS@", "\n".join(calls))
+
+
+def _runner(module: Emission) -> str:
+    """Return the C function that runs one module on exactly the memory that it asks for."""
+    p, n = module.program, module.name
+    upper, real = n.upper(), {"float32": "float", "float64": "double"}[p.dtype]
+    arguments = {a.name: a for e in p.entries for a in (*e.inputs, *e.outputs)}
+    lines = [f"static uint64_t run_{n}(int64_t N, int threads, int fill)", "{", "    uint64_t all = 0xcbf29ce484222325u;"]
+    lines += [
+        f"    {n}_memory memory = {{0}};",
+        *(
+            f"    memory.{b}_bytes = sizeof(real_{n}) * {upper}_{macro}; memory.{b} = block(memory.{b}_bytes);"
+            for b, macro in (
+                ("params", "PARAMS"), ("grads", "TRAINABLE"), ("slots", "SLOTS"), ("state", "STATE"), ("folded", "FOLDED"),
+            )
+        ),
+        f"    memory.arena_bytes = {upper}_ARENA_BYTES; memory.arena = block(memory.arena_bytes);",
+        f"    {n}_context *context = block(({n}_context_bytes() + 63) / 64 * 64);",
+        f"    if ({n}_init(context, {n}_context_bytes(), &memory, 7) != 0) exit(3);",
+        f"    {n}_set_threads(context, threads);",
+    ]  # fmt: skip
+    for k, slot in enumerate((*p.params, *p.states)):
+        where = "params" if k < len(p.params) else "state"
+        count = 1
+        for d in slot.shape:
+            count *= d
+        lines.append(f"    FILL_REAL(real_{n}, memory.{where} + {slot.offset}, {count}, {k + 1}u);")
+        if "running_var" in slot.name:
+            lines.append(
+                f"    for (int k = 0; k < {count}; k++) memory.{where}[{slot.offset} + k] = (real_{n})(1 + k % 3);"
+            )
+    lines += [line for k, a in enumerate(arguments.values()) for line in _array(a, k)]
+    if any(e.name == "fold" for e in p.entries):
+        lines += _call(module, next(e for e in p.entries if e.name == "fold"), "")
+    for entry in p.entries:
+        if entry.name == "train_step":
+            lines += _call(module, entry, ", 0.01, 0")
+            lines += 2 * _call(module, entry, ", 0.01, 1")
+        elif entry.name != "fold":
+            lines += _call(module, entry, "")
+    lines += [f"    free({_var(a)});" for a in arguments.values()]
+    lines += [f"    free(memory.{b});" for b in ("params", "grads", "slots", "state", "folded", "arena")]
+    return "\n".join([f"typedef {real} real_{n};", *lines, "    free(context);", "    return all;", "}"])
+
+
+def _var(a: Argument) -> str:
+    return "v_" + a.name.replace(".", "_")
+
+
+def _ctype(a: Argument) -> str:
+    return {"float32": "float", "float64": "double", "bool": "uint8_t"}.get(a.dtype, f"{a.dtype}_t")
+
+
+def _array(a: Argument, seed: int) -> list[str]:
+    count = f"(size_t)({a.buffer.size})"
+    fill = f"FILL_REAL({_ctype(a)}, {_var(a)}, {count}, {seed + 100}u);"
+    if not a.dtype.startswith("float"):
+        fill = f"FILL_INT({_ctype(a)}, {_var(a)}, {count});"
+    size = f"sizeof({_ctype(a)}) * {count}"
+    return [f"    {_ctype(a)} *{_var(a)} = malloc({size}); /* exactly */", f"    {fill}"]
+
+
+def _call(module: Emission, entry: Entry, more: str) -> list[str]:
+    """Return the lines that call an entry point between guards, and hash everything that it may write."""
+    p, n = module.program, module.name
+    gaps = [
+        f"{{{p.offsets[entry.name][name]}, {used}}}"
+        for name, (_, used) in arena_buffers(entry, p.batch).items()
+    ]
+    spread_out = len(gaps) * GUARD < p.offsets[entry.name].get("", 0) and _is_spread(p, entry)
+    lines = ["    {", "        if (memory.arena_bytes) memset(memory.arena, fill, memory.arena_bytes);"]
+    if spread_out:
+        lines += [
+            f"        const struct gap gaps[] = {{{', '.join(gaps)}}};",
+            "        char *arena = memory.arena;",
+            "        ASAN_POISON_MEMORY_REGION(arena, memory.arena_bytes);",
+            "        for (size_t k = 0; k < sizeof gaps / sizeof *gaps; k++)",
+            "            ASAN_UNPOISON_MEMORY_REGION(arena + gaps[k].offset, gaps[k].used);",
+        ]
+    passed = "".join(
+        f", {_var(a)}, sizeof({_ctype(a)}) * (size_t)({a.buffer.size})" for a in (*entry.inputs, *entry.outputs)
+    )
+    batch = "" if entry.name == "fold" else ", N"
+    lines += [
+        f"        if ({n}_{entry.name}(context{batch}{passed}{more}) != 0) {{",
+        f'            printf("{n}_{entry.name}: %s\\n", {n}_message(context));',
+        "            exit(4);",
+        "        }",
+    ]
+    if spread_out:
+        lines.append("        ASAN_UNPOISON_MEMORY_REGION(arena, memory.arena_bytes);")
+    for a in entry.outputs:
+        lines.append(f"        all = hash(all, {_var(a)}, sizeof({_ctype(a)}) * (size_t)({a.buffer.size}));")
+    if entry.name == "train_step":
+        lines += [
+            f"        all = hash(all, memory.{b}, memory.{b}_bytes);" for b in ("params", "grads", "slots", "state")
+        ]
+    return [*lines, "    }"]
+
+
+def _is_spread(p: Program, entry: Entry) -> bool:
+    places = sorted(
+        (p.offsets[entry.name][name], size) for name, (size, _) in arena_buffers(entry, p.batch).items()
+    )
+    ends = [offset + size for offset, size in places]
+    return all(
+        begin >= end + GUARD // 2 for (begin, _), end in zip(places[1:], ends[:-1], strict=True)
+    ) and bool(places)
+
+
+__all__ = [
+    "COMPILERS", "GUARD", "STRICT", "Emission", "arena_buffers", "compile_objects", "driver", "emission", "lenet_module",
+    "make_inputs", "sample_modules", "spread",
+]  # fmt: skip
