@@ -194,7 +194,8 @@ def make_manifest(program: Program, emitted: Emitted, optimizer: Optimizer | Non
 
 
 def _slot(slot: Any) -> dict[str, Any]:
-    return {"name": slot.name, "shape": list(slot.shape), "offset": slot.offset, "trainable": slot.trainable}
+    return {"name": slot.name, "shape": list(slot.shape), "offset": slot.offset, "trainable": slot.trainable,
+            "dtype": slot.dtype, "constant": slot.constant}  # fmt: skip
 
 
 def dump_manifest(manifest: Mapping[str, Any]) -> str:

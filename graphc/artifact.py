@@ -99,7 +99,7 @@ def fingerprint(request: Request, options: Iterable[str] = ()) -> str:
         operands = " ".join(str(position[i]) for i in node.inputs)
         position[node] = len(position)
         line = f"{describe.op(node.op)} [{operands}] {node.type} {node.name} {node.source}\n"
-        digest.update(line.encode())
+        digest.update(line.encode(errors="surrogatepass"))  # names are checked later
     ends = {name: position[node] for name, node in roots.items()}
     settings = [ends, request.name, request.batch, request.dtype, repr(request.optimizer), list(options)]
     digest.update(json.dumps(settings).encode())

@@ -187,7 +187,8 @@ class Array(Initialiser):
         """
         if self.values.shape != shape:
             raise ShapeError(f"initial array: expected shape {shape}, got {self.values.shape}")
-        return np.asarray(self.values, dtype=np.float64)
+        whole = self.values.dtype.kind in "iub"  # as they are: float64 would round large ones
+        return self.values if whole else np.asarray(self.values, dtype=np.float64)
 
 
 def as_initialiser(value: Initialiser | float | np.ndarray) -> Initialiser:

@@ -29,7 +29,7 @@ def slot(name: str) -> sp.Symbol:
 
 
 def new(name: str) -> sp.Symbol:
-    """Return the symbol of an optimizer's value after this step (its formula must stand earlier in the rule)."""
+    """Return the symbol of an optimizer's value after this step; its formula stands earlier in the rule."""
     return sp.Symbol(f"{name}_new", real=True)
 
 

@@ -20,21 +20,23 @@ from graphc.lower.entry import EntryLowering
 from graphc.memory import ArenaPlan
 from graphc.ops.control import Bounded
 from graphc.ops.elementwise import Elementwise
-from graphc.ops.leaves import Constant, Folded, Input, Parameter, Scope, State
+from graphc.ops.leaves import BatchExtent, Constant, Folded, Input, Parameter, Scope, State
 from graphc.optim import Optimizer
 from graphc.passes.fold import fold_scales, hoist_fixed
 from graphc.passes.fuse import Group, print_groups
+from graphc.passes.pack import pack
 from graphc.passes.pool_before_activation import pool_before_activation
 from graphc.passes.recompute import fuse
 from graphc.passes.retype import retype
 from graphc.passes.simplify import simplify
 from graphc.passes.specialise import Specialised, specialise, without_gradient_rules
 from graphc.program.ir import Argument, Bound, Buffer, Call, Entry, Program, Slot, Space, UpdateRange
-from graphc.types import ITEMSIZE, DType, static_size
+from graphc.types import ITEMSIZE, DType, Extent, static_size
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 # Arguments of the module's methods, beside which inputs are passed by name.
 _KEYWORDS = frozenset({"self", "out", "lr"})
+_PREFIXES = ("state.", "grad.", "metric.")
 _ALIGN = 64  # every parameter starts at a multiple of this many bytes
 Dump = Callable[[str, Callable[[], str]], None]
 
@@ -118,7 +120,8 @@ class Layout:
         trained = set(self.trainable)
         return tuple(
             Slot(
-                self.names[n], tuple(d for d in n.shape if isinstance(d, int)), self.offsets[n], n in trained
+                self.names[n], tuple(d for d in n.shape if isinstance(d, int)), self.offsets[n], n in trained,
+                n.dtype, isinstance(n.op, Constant),
             )
             for n in nodes
         )
@@ -209,8 +212,9 @@ def compile_program(request: Request, dump: Dump | None = None) -> Compiled:
 
 def initialisers_of(request: Request) -> dict[str, Initialiser]:
     """Return the rule for the first values of every parameter, constant and state, by name."""
-    written = _written(request)
-    leaves = [n for n in topological(written.values()) if isinstance(n.op, (Parameter, State, Constant))]
+    # In the dtype of the module, as the layout sees it: constants that differ in dtype alone become one.
+    typed = retype(_written(request), request.dtype)
+    leaves = [n for n in topological(typed.values()) if isinstance(n.op, (Parameter, State, Constant))]
     return {name: _initialiser(node) for node, name in _name_leaves(leaves).items()}
 
 
@@ -257,9 +261,27 @@ def _check_request(request: Request, written: Mapping[str, Node]) -> None:
     for kind, tensors in (("output", request.outputs), ("metric", request.metrics)):
         for name, node in tensors.items():
             _check_name(kind, name, node)
-            if name in named or (kind == "metric" and name == "loss"):
-                taken = "an input" if name in named else "the loss"
-                raise UnknownNameError(f"{kind} {name!r} has the name of {taken}, at {node.source}")
+            if name in named:
+                raise UnknownNameError(f"{kind} {name!r} has the name of an input, at {node.source}")
+            if name == "loss" and request.loss is not None and node is not request.loss:
+                raise UnknownNameError(f"{kind} {name!r} has the name of the loss, at {node.source}")
+            if name.startswith(_PREFIXES):
+                raise UnknownNameError(
+                    f"{kind} {name!r}: names that start with {', '.join(_PREFIXES)} are the compiler's own, "
+                    f"at {node.source}"
+                )
+
+
+def _check_batch(entry: str, graph: Mapping[str, Node], inputs: list[Argument]) -> None:
+    """Refuse an entry point whose results depend on a batch that no input tells."""
+    if any(isinstance(d, Extent) for a in inputs for d in a.shape):
+        return
+    for node in topological(graph.values()):
+        if isinstance(node.op, BatchExtent) or any(isinstance(d, Extent) for d in node.shape):
+            raise GraphError(
+                f"compile: {entry} needs the run-time batch for {node!r}, but no input of its has the batch "
+                "in its shape"
+            )
 
 
 class _Builder:
@@ -293,7 +315,7 @@ class _Builder:
         special = specialise(outputs, training=False)
         simple = simplify(special.outputs)
         scaled = simplify(fold_scales(simple))
-        called, fixed = hoist_fixed(scaled)
+        called, fixed = hoist_fixed(simplify(pack(scaled)))
         renumbered = self._register_folded(called, fixed)
         self._show(name, renumbered)
         self._lower(name, renumbered, special, {})
@@ -322,7 +344,7 @@ class _Builder:
         graph |= {f"grad.{names[p]}": g for p, g in zip(self.layout.trainable, gradients, strict=True)}
         graph |= {f"state.{names[s]}": new for s, new in special.updates.items()}
         self.dump(f"{self.step:02d}-differentiate", lambda: print_graph(graph))
-        simple = simplify(without_gradient_rules(graph))
+        simple = simplify(pack(simplify(without_gradient_rules(graph))))
         verify(simple)
         self._show("train_step", simple)
         results = {
@@ -359,6 +381,7 @@ class _Builder:
         self.dump(f"{self.step:02d}-{name}-kernels", lambda: print_groups(groups))
         self.step += 1
         stored, inputs = self._stored(graph)
+        _check_batch(name, graph, inputs)
         inputs.sort(key=lambda a: self._input_order(a.name))
         outputs: list[Argument] = []
         buffers: dict[str, Buffer] = {}

@@ -1,4 +1,4 @@
-"""What holds for every test: the environment of generated code, and that PyTorch is there where it must be."""
+"""What holds for every test: how generated code waits, and that PyTorch is there where it must be."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ import pytest
 
 # Several tests run at once, each with threads of its own: waiting must not keep a processor busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let golden files be written anew."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew, do not compare")
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether golden files are to be written instead of compared."""
+    return bool(request.config.getoption("--update-golden"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""First values: PyTorch's fans and ranges, the right distributions, and streams that do not touch each other."""
+"""First values: PyTorch's fans and ranges, the right distributions, streams that do not touch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NORMAL = {
 
 
 def distance(values: np.ndarray, cdf: np.ndarray) -> float:
-    """Return the Kolmogorov-Smirnov distance of sorted values whose distribution function is ``cdf`` there."""
+    """Return the Kolmogorov-Smirnov distance of sorted values from a distribution function there."""
     n = len(values)
     ranks = np.arange(n + 1) / n
     return float(max(np.abs(cdf - ranks[1:]).max(), np.abs(cdf - ranks[:-1]).max()))

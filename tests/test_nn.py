@@ -1,4 +1,4 @@
-"""What layers promise beyond their values: dropout's masks, sharing, freezing, what training keeps, errors."""
+"""What layers promise beyond their values: dropout's masks, sharing, freezing, what is kept, errors."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_training_keeps_the_output_only_where_it_can() -> None:
 
 
 def dropout_module(p: float, seed: int = 0, size: int = 1000) -> gc.Module:
-    """Return a module whose parameter's gradient is the mask times the cotangent, and whose metric sees the mask."""
+    """Return a module that shows the mask in the gradient of a parameter, and counts it in a metric."""
     w = gc.parameter("w", (8, size), 1.0)
     x = gc.input("x", (8, size))
     dropped = gc.nn.dropout(w * x, p)
@@ -212,7 +212,7 @@ def test_several_inputs_and_outputs_and_a_tensor_used_many_times() -> None:
 
 
 def test_shared_parameters_and_tied_weights() -> None:
-    """One table embeds and, transposed by the linear layer's convention, gives the logits; one layer is used twice."""
+    """One table embeds and gives the logits; one layer is used twice."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     i, y = gc.input("i", ("N", 2), "int32"), gc.input("y", ("N",), "int32")
     table = gc.parameter("table", (7, 4), gc.initialisers.Normal())
@@ -277,6 +277,39 @@ def test_an_embedding_that_is_not_trained() -> None:
     assert sorted(module.grads) == ["fc.bias", "fc.weight"]
 
 
+def test_constants_keep_their_digits_and_their_integers() -> None:
+    """A float64 module has float64 constants, integers stay integers, and neither is a parameter."""
+    x = gc.input("x", ("N", 4))
+    tenths, whole = np.array([0.1, 0.2, 0.3, 0.4]), np.array([7, 2**40 + 1, -3, 0])
+    table = np.arange(12.0).reshape(4, 3) / 7
+    outputs = {
+        "scaled": x * gc.constant(tenths) * gc.constant(0.1),
+        "whole": gc.constant(whole) + gc.cast(x, "int64"),
+        "small": x + gc.constant(np.array([1, 2, 3, 4], dtype="int32")),
+        "rows": gc.take(gc.constant(table), gc.constant(np.array([3, 1], dtype="int32"))),
+        "fc": gc.nn.linear(x, 1, name="fc"),
+    }
+    for dtype in ("float64", "float32"):
+        module = gc.compile(outputs, dtype=dtype)
+        got = module.predict(x=np.ones((1, 4), dtype))
+        assert sorted(module.params) == ["fc.bias", "fc.weight"]
+        assert sorted(module.state_dict()) == ["fc.bias", "fc.weight", "graphc.seed", "graphc.step"]
+        tolerance = {"float64": 1e-15, "float32": 1e-7}[dtype]
+        np.testing.assert_allclose(got["scaled"][0], tenths * 0.1, rtol=2 * tolerance)
+        np.testing.assert_array_equal(got["whole"][0], whole + 1)
+        np.testing.assert_array_equal(got["small"][0], [2, 3, 4, 5])
+        np.testing.assert_allclose(got["rows"], table[[3, 1]], rtol=tolerance)
+
+
+def test_constants_of_two_precisions_do_not_change_places() -> None:
+    x = gc.input("x", ("N", 2))
+    same, other = np.array([1.0, 2.0]), np.array([10.0, 20.0])
+    out = x * gc.constant(same) + gc.constant(same, "float64") + gc.constant(other)
+    for dtype in ("float64", "float32"):
+        got = gc.compile(out, dtype=dtype).predict(x=np.ones((1, 2), dtype))["out"]
+        np.testing.assert_array_equal(got[0], 2 * same + other)
+
+
 # ---------------------------------------------------------------- differentiating twice
 
 
@@ -302,8 +335,9 @@ def test_a_gradient_penalty_is_trained_as_in_pytorch() -> None:
     loss = penalised(net, x)
     module = gc.compile({}, loss=loss, optimizer=gc.SGD(0.05, 0.9), batch=4, dtype="float64")
     nn, functional = torch.nn, torch.nn.functional
-    layers = nn.ModuleDict({"conv": nn.Conv2d(2, 3, 3, padding=1), "bn": nn.BatchNorm2d(3), "fc1": nn.Linear(12, 5),
-                            "ln": nn.LayerNorm(5), "fc2": nn.Linear(5, 2)}).double()  # fmt: skip
+    layers = nn.ModuleDict({"conv": nn.Conv2d(2, 3, 3, padding=1), "bn": nn.BatchNorm2d(3),
+                            "fc1": nn.Linear(12, 5), "ln": nn.LayerNorm(5),
+                            "fc2": nn.Linear(5, 2)}).double()  # fmt: skip
 
     def peer(x: Any) -> Any:
         h = torch.tanh(layers["bn"](layers["conv"](x)))

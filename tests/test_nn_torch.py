@@ -186,8 +186,10 @@ def pool_cases() -> list[Case]:
         pool_case("adaptive_avg_pool2d", (7, 5), (3, 4)),
         pool_case("adaptive_avg_pool2d", (3, 4), (5, 7)),
         pool_case("adaptive_avg_pool2d", (5, 7), 1),
-        Case("global_avg", (2, 5, 3), lambda x, n: gc.nn.global_avg_pool2d(x), lambda x: F.adaptive_avg_pool2d(x, 1)),
-        Case("global_max", (2, 5, 3), lambda x, n: gc.nn.global_max_pool2d(x), lambda x: F.adaptive_max_pool2d(x, 1)),
+        Case("global_avg", (2, 5, 3), lambda x, n: gc.nn.global_avg_pool2d(x),
+             lambda x: F.adaptive_avg_pool2d(x, 1)),
+        Case("global_max", (2, 5, 3), lambda x, n: gc.nn.global_max_pool2d(x),
+             lambda x: F.adaptive_max_pool2d(x, 1)),
     ]  # fmt: skip
 
 

@@ -73,7 +73,8 @@ MATRICES, VECTORS = ["a.weight", "b.weight"], ["a.bias", "scale"]
 PAIRS = [
     Pair("sgd", gc.SGD(0.1), all_of("SGD")),
     Pair("decay", gc.SGD(0.1, weight_decay=0.05), all_of("SGD", weight_decay=0.05)),
-    Pair("momentum", gc.SGD(0.1, momentum=0.9, weight_decay=5e-4), all_of("SGD", momentum=0.9, weight_decay=5e-4)),
+    Pair("momentum", gc.SGD(0.1, momentum=0.9, weight_decay=5e-4),
+         all_of("SGD", momentum=0.9, weight_decay=5e-4)),
     Pair("dampening", gc.SGD(0.1, 0.8, 0.3, weight_decay=0.01),
          all_of("SGD", momentum=0.8, dampening=0.3, weight_decay=0.01)),
     Pair("nesterov", gc.SGD(0.1, 0.9, nesterov=True, weight_decay=0.01),
@@ -87,9 +88,11 @@ PAIRS = [
          in_groups("SGD", [(MATRICES, {"weight_decay": 0.1}), (VECTORS, {})], momentum=0.9)),
     Pair("adamw matrices only", gc.AdamW(0.1, weight_decay=0.2, decay="matrices"),
          in_groups("AdamW", [(MATRICES, {"weight_decay": 0.2}), (VECTORS, {"weight_decay": 0.0})])),
-    Pair("groups", gc.SGD(0.1, 0.9, 0.2, 0.1, groups={"*.bias": {"weight_decay": 0.0}, "b.*": {"momentum": 0.0},
-                                                     "scale": {"momentum": 0.5, "dampening": 0.0}}),
-         in_groups("SGD", [(["a.weight"], {}), (["a.bias"], {"weight_decay": 0.0}), (["b.weight"], {"momentum": 0.0}),
+    Pair("groups",
+         gc.SGD(0.1, 0.9, 0.2, 0.1, groups={"*.bias": {"weight_decay": 0.0}, "b.*": {"momentum": 0.0},
+                                            "scale": {"momentum": 0.5, "dampening": 0.0}}),
+         in_groups("SGD", [(["a.weight"], {}), (["a.bias"], {"weight_decay": 0.0}),
+                           (["b.weight"], {"momentum": 0.0}),
                            (["scale"], {"momentum": 0.5, "dampening": 0.0})],
                    momentum=0.9, dampening=0.2, weight_decay=0.1)),
     Pair("momentum in one group", gc.SGD(0.1, groups={"a.*": {"momentum": 0.9}}),
@@ -155,7 +158,7 @@ def loop_of(module: gc.Module) -> str:
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda p: p.label.replace(" ", "-"))
 def test_the_update_loop_holds_nothing_that_could_stand_before_it(pair: Pair) -> None:
-    """One loop a range; at most one division and one root in it, which Adam's formula needs; never a power."""
+    """One loop a range; one division and one root in it where it is Adam's; never a power."""
     text = loop_of(make_module(pair.ours, "float32"))
     bodies = re.findall(r"for \(int64_t k = [^{]*\{(.*?)\n        \}", text, flags=re.DOTALL)
     adam = isinstance(pair.ours, gc.Adam)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,8 +55,9 @@ def write_results(module: gc.Module, history: History, folder: Path) -> list[Pat
 def first_kernel(source: str, lines: int) -> str:
     """Return the beginning of the first kernel in a C source: its comment and ``lines`` lines at most."""
     text = source.splitlines()
-    begins = [k for k, line in enumerate(text) if line.startswith("/*") and ": " in line and k > 0]
-    return "\n".join(text[begins[0] if begins else 0 :][:lines])
+    # A kernel's comment begins with the name of its function, which no file name is.
+    begin = next((k for k, line in enumerate(text) if re.match(r"/\* \w+: ", line)), 0)
+    return "\n".join(text[begin:][:lines])
 
 
 def show_predictions(module: gc.Module, task: Task, which: Sequence[int]) -> str:

@@ -11,10 +11,10 @@ import sympy as sp
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from graphc import scalar
-from graphc.emit.kernels import anchor_context, loop_context
+from graphc.emit.kernels import anchor_context, loop_context, pack_context
 from graphc.emit.prelude import helpers_for
 from graphc.emit.text import C_TYPE, SUFFIX, extent, indent, minus, times
-from graphc.lower.body import c_name
+from graphc.lower.names import c_name
 from graphc.lower.loops import PARALLEL_WORK
 from graphc.optim import Optimizer
 from graphc.program.ir import Buffer, Call, Entry, Kernel, Program, Space
@@ -110,6 +110,8 @@ class _Emitter:
     def _function(self, kernel: Kernel, users: Sequence[Call]) -> _Function:
         if kernel.template == "loops":
             body = _render("loops", k=loop_context(kernel, self.program.batch, PARALLEL_WORK))
+        elif kernel.template == "pack":
+            body = _render("pack", **pack_context(kernel))
         else:
             body = _render(kernel.template, **anchor_context(kernel, self.program.batch))
         first = users[0]
@@ -324,6 +326,8 @@ class _Locals:
                 place = f"({ctype} *)((char *)context->memory.arena + {self.offsets[buffer.name]})"
             else:
                 place = f"context->memory.{_SPACES[buffer.space]} + {buffer.offset}"
+                if buffer.dtype != self.emitter.program.dtype:  # an integer constant among the weights
+                    place = f"({ctype} *)({place})"
             self.names[buffer] = name
             self.lines[buffer] = f"{ctype} *const {name} = {place}; /* {buffer.size} */"
         return self.names[buffer]

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any
 
+from graphc.emit.packed import packed_facts
 from graphc.emit.text import C_TYPE, SUFFIX, BodyText, extent, linear, literal
 from graphc.program.ir import Access, Accumulate, Epilogue, Kernel, LoopSpec, Statement, Sweep
-from graphc.types import DType, Extent, Size, at
+from graphc.types import DType, Extent, Size, at, contiguous_strides, product
 
 LANES = 16
 # A tile row of a direct convolution lives on the stack of its thread.
@@ -184,6 +185,8 @@ class EpilogueText:
             used |= {v for v, s in zip(epilogue.axes, item.access.strides, strict=True) if s != 0}
         if kernel.template == "take":  # the flattened result takes no epilogue but its store
             self.outer_lines = f"{kernel.operands[epilogue.stores[0].operand].name}[k * {extent(kernel.spec.width)} + d] = acc;"
+        alone = not before and not after and len(stores) == 1 and epilogue.stores[0].value == "acc"
+        self.plain = kernel.operands[epilogue.stores[0].operand].name if alone else ""
         self.uses = [axis in used for axis in epilogue.axes]
 
 
@@ -207,6 +210,8 @@ def anchor_context(kernel: Kernel, batch: int) -> dict[str, Any]:
         )
     if "pool2d" in kernel.template:
         values |= _pool_facts(spec)
+    if kernel.template.startswith("packed_"):
+        values |= packed_facts(kernel)
     if kernel.template == "matmul":
         values |= _matmul_tiles(spec)
     values = {k: extent(v) if isinstance(v, Extent) else v for k, v in values.items()}
@@ -216,7 +221,24 @@ def anchor_context(kernel: Kernel, batch: int) -> dict[str, Any]:
         "e": EpilogueText(kernel, kernel.epilogue),
         "T": C_TYPE[kernel.dtype],
         "suffix": SUFFIX[kernel.dtype],
+        "V": f"gc_vec{values.get('lanes', 0)}_{SUFFIX[kernel.dtype]}",
         "ctypes": {o.name: C_TYPE[o.dtype] for o in kernel.operands},
+    }
+
+
+def pack_context(kernel: Kernel) -> dict[str, Any]:
+    """Return the context of the packing template: loops over the remaining axes, and two addresses."""
+    spec = kernel.spec
+    names = [f"i{a}" for a in range(len(spec.extents))]
+    inner = Access((spec.channel_stride, *spec.strides), spec.offset)
+    size = product(spec.extents)
+    return {
+        "s": spec,
+        "blocks": -(-spec.channels // spec.lanes),
+        "axes": [Axis(v, extent(e)) for v, e in zip(names, spec.extents, strict=True)],
+        "source": linear(inner, ["channel", *names]),
+        "target": linear(Access((size, *contiguous_strides(spec.extents))), ["block", *names]),
+        "T": C_TYPE[kernel.dtype],
     }
 
 

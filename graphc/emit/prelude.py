@@ -26,7 +26,8 @@ static inline {T} gc_{kind}_lanes_{S}(const {T} *lanes) {{
 """
 
 _INSIDE = """\
-/* For taps at x * stride + shift: the first x that is not left of the image, and the end of those inside. */
+/* For positions k * stride + shift: the first k that is not below 0, and the end of those k below `width`
+ * (and below `count`). */
 static inline int64_t gc_first_inside(int64_t shift, int64_t stride) {
     return shift < 0 ? (-shift + stride - 1) / stride : 0;
 }
@@ -76,6 +77,37 @@ static inline uint32_t gc_philox(const gc_random *random, uint32_t stream, uint6
 }
 """
 
+_VECTORS = """\
+/* Vectors of 64 or 32 bytes by the GNU extension, which every instruction set gets in its own registers; arrays
+ * of the same length elsewhere. */
+#ifdef __GNUC__
+#define GC_VECTOR(name, type, lanes) \\
+    typedef type name __attribute__((vector_size(sizeof(type) * lanes), aligned(sizeof(type)), may_alias))
+#if defined __FMA__ || defined __ARM_FEATURE_FMA || defined __FP_FAST_FMA /* as in gc_fma; one instruction for all */
+#define GC_MADD(sum, factor, vector) \\
+    do { \\
+        __typeof__(sum) gc_r; \\
+        for (size_t gc_l = 0; gc_l < sizeof gc_r / sizeof gc_r[0]; gc_l++) \\
+            gc_r[gc_l] = _Generic(gc_r[0], float: __builtin_fmaf, default: __builtin_fma)( \\
+                (factor), (vector)[gc_l], (sum)[gc_l]); \\
+        (sum) = gc_r; \\
+    } while (0)
+#else
+#define GC_MADD(sum, factor, vector) (sum) += (factor) * (vector)
+#endif
+#else
+#define GC_VECTOR(name, type, lanes) \\
+    typedef struct { \\
+        type v[lanes]; \\
+    } name
+#define GC_MADD(sum, factor, vector) \\
+    for (size_t gc_l = 0; gc_l < sizeof (sum).v / sizeof *(sum).v; gc_l++) \\
+        (sum).v[gc_l] += (factor) * (vector).v[gc_l]
+#endif
+#define GC_LOAD(name, from) (*(const name *)(from))
+#define GC_STORE(name, to, vector) (*(name *)(to) = (vector))
+"""
+
 _UNIFORM = """\
 static inline {T} gc_uniform_{S}(const gc_random *random, uint32_t stream, uint64_t index) {{
     return ({T})(gc_philox(random, stream, index) >> 8) * ({T})0x1p-24;
@@ -107,8 +139,12 @@ def helpers_for(text: str) -> list[str]:
             if f"gc_{kind}_lanes_{suffix}(" in text:
                 found.append(_EXTREME.format(T=ctype, S=suffix, kind=kind, sign=sign))
     found += [_FMA.format(T=_TYPES[s], S=s, F=f) for s, f in (("f", "f"), ("d", "")) if f"gc_fma_{s}(" in text]
-    if "gc_first_inside(" in text:
+    if "gc_first_inside(" in text or "gc_end_inside(" in text:
         found.append(_INSIDE)
+    vectors = sorted(set(re.findall(r"\bgc_vec(\d+)_([fd])\b", text)))
+    if vectors:
+        found.append(_VECTORS)
+        found += [f"GC_VECTOR(gc_vec{n}_{s}, {_TYPES[s]}, {n});\n" for n, s in vectors]
     if "gc_window(" in text:
         found.append(_WINDOW)
     if re.search(r"\bgc_(random|uniform_)", text):

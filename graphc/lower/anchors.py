@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from graphc import scalar
 from graphc.graph.node import Node
-from graphc.lower.body import Names, Operands, Reader, Storage, compute
+from graphc.lower.body import Operands, Reader, Storage, compute
+from graphc.lower.names import Names, apart_from
 from graphc.ops.anchor import Anchor
 from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex
 from graphc.passes.fuse import Group
@@ -31,8 +32,10 @@ def lower_anchor(
     touched: Size = 0
     for parameter in operands.operands:
         touched = touched + product(parameter.shape) * ITEMSIZE[parameter.dtype]
+    values = {"acc", *(s.name for s in (*epilogue.statements, *epilogue.after))}
     kernel = Kernel(
-        op.template, op.spec(anchor.type, *types), tuple(operands.operands), epilogue, op.formula,
+        op.template, op.spec(anchor.type, *types),
+        apart_from(values, operands.operands, len(op.operand_names)), epilogue, op.formula,
         op.flops(anchor.type, *types) + anchor.type.size * operations, touched,
         anchor.dtype if anchor.type.is_float else types[0].dtype, True,
     )  # fmt: skip
@@ -49,7 +52,7 @@ def _epilogue(
 ) -> tuple[Epilogue, int]:
     """Return the epilogue and its operations per element."""
     names = Names()
-    for taken in ("acc", "pool_max", "pool_index", *op.epilogue_axes(anchor.shape)):
+    for taken in ("acc", "pool_max", "pool_index", *op.operand_names, *op.epilogue_axes(anchor.shape)):
         names.reserve(taken)
     values: dict[Node, str] = {anchor: "acc"}
     lists: list[list[Statement]] = [[], []]

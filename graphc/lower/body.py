@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import keyword
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from graphc.graph.node import Node
+from graphc.lower.names import Names, c_name
 from graphc.ops.elementwise import Elementwise
 from graphc.ops.leaves import BatchExtent, Constant, Full, Iota, Parameter, RandomUniform, State
 from graphc.ops.movement import Movement, View
@@ -25,29 +24,6 @@ class Storage(Protocol):
 
     def is_stored(self, node: Node) -> bool:
         """Return whether a node has a buffer of its own."""
-
-
-_C_KEYWORDS = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if inline int "
-    "long register restrict return short signed sizeof static struct switch typedef union unsigned void "
-    "volatile while in N threads bool true false asm typeof linux unix NULL NAN INFINITY int8_t uint8_t int16_t "
-    "uint16_t int32_t uint32_t int64_t uint64_t size_t stderr stdout stdin errno omp_in gc_random".split()
-)  # fmt: skip
-
-# What a value must not be called: functions of the C library, and variables of the templates.
-_RESERVED = frozenset(
-    "exp log log1p expm1 sqrt pow abs fabs sin cos tan tanh sinh cosh atan erf floor ceil round sum acc row "
-    "first tile top left rows columns group image base block width lane end from to shift reach partial n c o y "
-    "x h w i j k b p q r d a value best tap inside at random update weights grads count".split()
-)
-
-
-def c_name(text: str) -> str:
-    """Return text as a C identifier: other characters become underscores."""
-    name = re.sub(r"[^0-9A-Za-z_]", "_", text)
-    if not name or name[0].isdigit():
-        name = f"_{name}"
-    return f"{name}_" if name in _C_KEYWORDS or keyword.iskeyword(name) else name
 
 
 @dataclass
@@ -87,29 +63,6 @@ def broadcast_strides(shape: Shape, strides: Shape, domain: Shape) -> Shape:
         0 if a < new or (shape[a - new] == 1 and domain[a] != 1) or domain[a] == 1 else strides[a - new]
         for a in range(len(domain))
     )
-
-
-class Names:
-    """Hands out C names that are unique within a kernel."""
-
-    def __init__(self) -> None:
-        """Start with no name taken."""
-        self._taken: set[str] = set()
-
-    def fresh(self, base: str) -> str:
-        """Return the base, or the base with a number."""
-        stem = c_name(base)
-        stem = f"{stem}_value" if stem in _RESERVED else stem
-        name, number = stem, 1
-        while name in self._taken:
-            number += 1
-            name = f"{stem}_{number}"
-        self._taken.add(name)
-        return name
-
-    def reserve(self, name: str) -> None:
-        """Keep a name of the template's from being handed out."""
-        self._taken.add(name)
 
 
 class Reader:

@@ -8,14 +8,16 @@ from dataclasses import replace
 from graphc.errors import GraphError
 from graphc.graph.node import Node
 from graphc.lower.anchors import lower_anchor
-from graphc.lower.body import Operands, c_name
+from graphc.lower.body import Operands
 from graphc.lower.loops import copy_kernel, loop_kernel, lower_loops
+from graphc.lower.names import c_name
 from graphc.ops.anchor import Anchor
 from graphc.ops.movement import Concat, Movement, Place, View
 from graphc.passes.fuse import Group
 from graphc.passes.generated import is_generated
-from graphc.program.ir import Access, Buffer, Call, Kernel, LoopSpec, Number, Space, Store, Sweep
-from graphc.types import Size, contiguous_strides
+from graphc.ops.packed import Pack, PackSpec
+from graphc.program.ir import Access, Buffer, Call, Kernel, LoopSpec, Number, Operand, Space, Store, Sweep
+from graphc.types import ITEMSIZE, Size, contiguous_strides
 
 
 class EntryLowering:
@@ -119,6 +121,8 @@ class EntryLowering:
             self._call(kernel, buffers, group.nodes)
         elif isinstance(anchor.op, Place):
             self._lower_place(anchor, anchor.op)
+        elif isinstance(anchor.op, Pack):
+            self._lower_pack(anchor, anchor.op)
         elif isinstance(anchor.op, Concat):
             self._lower_concat(anchor, anchor.op)
         else:
@@ -145,6 +149,24 @@ class EntryLowering:
         access = Access(tuple(s * t for s, t in zip(strides, op.step, strict=True)), offset)
         kernel, buffers = copy_kernel(node.inputs[0], self, buffer, access, node.shape)
         self._call(kernel, buffers, [node])
+
+    def _lower_pack(self, node: Node, op: Pack) -> None:
+        """Write vectors of channels one after the other, read through whatever view the operand is."""
+        (x,) = node.inputs
+        source, view = self.locate(x)
+        target = self.place(node)
+        rest = tuple(a for a in range(x.rank) if a != op.axis)
+        spec = PackSpec(
+            op.channels(x.shape), op.lanes, view.strides[op.axis], view.offset,
+            tuple(x.shape[a] for a in rest), tuple(view.strides[a] for a in rest),
+        )  # fmt: skip
+        operands = (
+            Operand("in", x.dtype, False, x.shape),
+            Operand("out", node.dtype, True, node.shape),
+        )
+        touched = (x.type.size + node.type.size) * ITEMSIZE[node.dtype]
+        kernel = Kernel("pack", spec, operands, None, op.formula, 0, touched, node.dtype, True)
+        self._call(kernel, [source, target], [node])
 
     def _lower_concat(self, node: Node, op: Concat) -> None:
         """Write every input into its slice."""

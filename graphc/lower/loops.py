@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from graphc import scalar
 from graphc.graph.node import Node
-from graphc.lower.body import Names, Operands, Reader, Storage, compute
+from graphc.lower.body import Operands, Reader, Storage, compute
+from graphc.lower.names import Names, apart_from
 from graphc.ops.reduce import ArgReduce, Reduce
 from graphc.passes.fuse import Group
 from graphc.program.ir import (
@@ -195,8 +196,9 @@ def loop_kernel(spec: LoopSpec, operands: Operands, nodes: list[Node]) -> Kernel
         f"{n.op.title}: {n.op.attributes.split(';')[0]}" if n.op.attributes else n.op.title
         for n in list(dict.fromkeys(nodes))[:6]
     )
+    values = {s.name for s in statements} | {a.name for s in spec.sweeps for a in s.accumulators}
     return Kernel(
-        "loops", merge_axes(spec), tuple(operands.operands), None, formula,
+        "loops", merge_axes(spec), apart_from(values, operands.operands), None, formula,
         elements * operations, touched, floats[0], True,
     )  # fmt: skip
 

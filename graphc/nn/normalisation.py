@@ -68,7 +68,7 @@ def batch_norm(
     shape = (1, channels, *[1] * (x.rank - 2))
     scope = Scope("batch_norm", name)
     deviation, variance = _moments(x, axes)
-    trained = deviation * rsqrt(variance + eps * 1.01)
+    trained = deviation * rsqrt(variance + eps)
     if affine:
         gamma = reshape(make_parameter(scope, "weight", (channels,), weight, x.dtype, trainable), shape)
         beta = reshape(make_parameter(scope, "bias", (channels,), bias, x.dtype, trainable), shape)
@@ -121,7 +121,7 @@ def layer_norm(
         raise located(ShapeError, "layer_norm", name, message)
     _check_eps("layer_norm", name, eps)
     deviation, variance = _moments(x, tuple(range(x.rank - axes, x.rank)))
-    out = deviation * rsqrt(variance + eps * 1.01)
+    out = deviation * rsqrt(variance + eps)
     if not affine:
         return out
     scope = Scope("layer_norm", name)

@@ -15,7 +15,7 @@ from graphc import scalar
 from graphc.graph.node import Node, apply, rebuild
 from graphc.ops.anchor import Anchor
 from graphc.ops.control import StopGradient
-from graphc.ops.elementwise import Elementwise
+from graphc.ops.elementwise import Elementwise, cast
 from graphc.ops.leaves import Full, full
 from graphc.ops.matmul import MatMul
 from graphc.ops.movement import Expand, Movement, Place, Reshape, Transpose, expand, reshape, transpose
@@ -137,6 +137,8 @@ def _reduce(op: Reduce, x: Node, node: Node) -> Node | None:
     if not inside or not outside or all(f.is_number for f in outside):
         return None
     summed = _formula(x, sp.Mul(*inside))
+    # The axes count from the left: a formula over operands of lower rank has lost the leading ones.
+    summed = reshape(summed, (*[1] * (x.rank - summed.rank), *summed.shape))
     if broadcast_shapes(summed.shape, node.shape) != x.shape:
         summed = expand(summed, x.shape)
     total = Reduce("sum", op.axes)(summed)
@@ -150,11 +152,13 @@ def _formula(x: Node, expr: sp.Expr, extra: Node | None = None) -> Node:
     operands = [*x.inputs] + ([extra] if extra is not None else [])
     used = [k for k in range(len(operands)) if scalar.argument(k) in expr.free_symbols]
     if len(used) == 1 and expr == scalar.argument(used[0]):
-        return operands[used[0]]
+        return cast(operands[used[0]], x.dtype)
     renumbered = scalar.substitute(expr, {scalar.argument(k): scalar.argument(j) for j, k in enumerate(used)})
     assert isinstance(x.op, Elementwise)
     integers = not all(operands[k].type.is_float for k in used)
-    op = Elementwise("mul", renumbered, len(used), integers=integers)
+    promoted = promote(operands[k].dtype for k in used)
+    result = None if promoted == x.dtype else x.dtype  # integers alone must still give x's dtype
+    op = Elementwise("mul", renumbered, len(used), result, integers=integers)
     return apply(op, [operands[k] for k in used])
 
 

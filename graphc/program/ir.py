@@ -231,12 +231,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Slot:
-    """A named array inside one of the module's blocks (parameters, state)."""
+    """A named array inside one of the module's blocks (parameters, state).
+
+    ``offset`` counts elements of the block. A constant of the graph lives among the parameters, under a
+    dtype of its own, and is no parameter to anybody else.
+    """
 
     name: str
     shape: tuple[int, ...]
     offset: int
     trainable: bool = False
+    dtype: DType = "float32"
+    constant: bool = False
     group: int = 0
 
 

@@ -57,7 +57,10 @@ class Arrays(MutableMapping[str, np.ndarray]):
         for slot in slots:
             shape = tuple(slot["shape"])
             size = int(np.prod(shape, dtype=np.int64))
-            self._views[slot["name"]] = block[slot["offset"] : slot["offset"] + size].reshape(shape)
+            kind = np.dtype(slot.get("dtype", block.dtype))  # constants may be integers
+            begin = slot["offset"] * block.itemsize
+            held = block.view(np.uint8)[begin : begin + size * kind.itemsize].view(kind)
+            self._views[slot["name"]] = held.reshape(shape)
 
     def _view(self, name: str) -> np.ndarray:
         if name not in self._views:
@@ -235,7 +238,10 @@ class Module:
         self._blocks["arena"] = aligned(sizes["arena_bytes"], "uint8")
         self._context, self._seed, self._threads = self._make_context(seed), seed, 1
         self._stale = True
-        self.params = Arrays("parameter", self._blocks["params"], manifest["params"], self._mark_stale)
+        fixed = [s for s in manifest["params"] if s.get("constant")]
+        learned = [s for s in manifest["params"] if not s.get("constant")]
+        self.params = Arrays("parameter", self._blocks["params"], learned, self._mark_stale)
+        constants = Arrays("constant", self._blocks["params"], fixed)
         trainable = [s for s in manifest["params"] if s["trainable"]]
         self.grads = Arrays("gradient", self._blocks["grads"], trainable)
         self.state = Arrays("running statistic", self._blocks["state"], manifest["states"], self._mark_stale)
@@ -250,8 +256,9 @@ class Module:
             for e in manifest["entries"]
         }
         for name, value in initial.items():
-            target = self.state if name in self.state else self.params
-            target[name] = np.asarray(value, dtype=self.dtype)
+            target = next(t for t in (self.state, constants, self.params) if name in t or t is self.params)
+            kind = target[name].dtype if name in target else self.dtype
+            target[name] = np.asarray(value).astype(kind)
         self.lr: float | None = manifest.get("lr")
 
     def _function(self, name: str) -> Any:

@@ -62,10 +62,6 @@ class TrainableModule(Protocol):
         """Return mean loss and metrics of one mini-batch in inference mode, changing nothing."""
         ...
 
-    def predict(self, **inputs: Array) -> Mapping[str, Array]:
-        """Return the outputs for one mini-batch in inference mode."""
-        ...
-
     def state_dict(self) -> Mapping[str, Array]:
         """Return every tensor that the next step depends on: weights, velocities, statistics, counters."""
         ...
