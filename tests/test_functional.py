@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,6 +127,17 @@ def test_softmax_is_one_kernel() -> None:
         module = gc.compile(build(x), batch=8)
         (entry,) = module.manifest["entries"]
         assert len(entry["calls"]) == 1
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+def test_columns_that_need_no_index_make_no_unused_variable(tmp_path: Path) -> None:
+    """The sum of a log-softmax over columns leaves statements of constants, which read no index."""
+    x = gc.input("x", ("N", 4))
+    module = gc.compile({"dx": gc.grad(gc.sum(gc.log_softmax(x, 0)), [x])[0]}, batch=5)
+    for file, text in module.source.items():
+        (tmp_path / file).write_text(text)
+    command = ["gcc", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", str(tmp_path / "net.c")]
+    assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""
 
 
 def test_one_hot_and_pick() -> None:

@@ -37,9 +37,12 @@ _PROFILE = settings(
     deadline=None,
     derandomize=True,
     database=None,
-    phases=(Phase.explicit, Phase.generate, Phase.shrink),
+    phases=(Phase.explicit, Phase.generate, Phase.shrink),  # Phase.explain would run for minutes
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
+
+# Shrinking by compiling takes minutes as well; a failure names its graph, and the tape is printed.
+_COMPILED = settings(_PROFILE, phases=(Phase.explicit, Phase.generate))
 
 
 def differentiated(graph: RandomGraph) -> tuple[dict[str, Node], Node]:
@@ -110,14 +113,14 @@ def check_compiled(graphs: Sequence[RandomGraph], threads: int, dump_dir: Path |
             assert_close(module.grads[str(node.name)], gradient, str(node.name))
 
 
-@settings(_PROFILE, max_examples=40)
+@settings(_COMPILED, max_examples=40)
 @given(st.lists(_TAPE, min_size=_PER_MODULE, max_size=_PER_MODULE))
 def test_generated_code_agrees_with_the_interpreter(tapes: list[list[int]]) -> None:
     """160 graphs: outputs, gradients for inputs and parameters, loss and the training entry, at two batch sizes."""
     check_compiled([grow(tape, f"g{k}_") for k, tape in enumerate(tapes)], threads=1)
 
 
-@settings(_PROFILE, max_examples=15)
+@settings(_COMPILED, max_examples=15)
 @given(st.lists(_TAPE, min_size=_PER_MODULE, max_size=_PER_MODULE))
 def test_generated_code_agrees_where_thresholds_are_low(tapes: list[list[int]]) -> None:
     """60 graphs with every kernel parallel, every cheap value recomputed, and no second sweep over small domains."""
@@ -188,7 +191,7 @@ def test_symbolic_gradient_agrees_with_a_difference_quotient(tape: list[int]) ->
 @settings(_PROFILE, max_examples=100)
 @given(_TAPE)
 def test_plans_keep_what_is_still_read(tape: list[int]) -> None:
-    graph = grow(tape, "")
+    graph = grow(tape, "g_")
     outputs, loss = differentiated(graph)
     batch_input = gc.input("b", ("N",))  # every entry point knows the batch, whatever the graph reads
     outputs["batch"] = batch_input + 1.0

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import sympy as sp
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from graphc import scalar
+from graphc.emit.comments import call_text, comment_text, kernel_comment, shortened
 from graphc.emit.kernels import anchor_context, loop_context, pack_context
+from graphc.emit.naming import kernel_name
 from graphc.emit.prelude import helpers_for
-from graphc.emit.text import C_TYPE, SUFFIX, extent, indent, minus, times
-from graphc.lower.names import c_name
+from graphc.emit.text import C_TYPE, SUFFIX, indent, minus, signature, times
+from graphc.emit.update import update_context
 from graphc.lower.loops import PARALLEL_WORK
+from graphc.lower.names import c_name
 from graphc.optim import Optimizer
 from graphc.program.ir import Buffer, Call, Entry, Kernel, Program, Space
-from graphc.types import ITEMSIZE, Size, at, shape_text
+from graphc.types import at, shape_text
 
 ABI = 1
 _SPACES = {
@@ -28,6 +29,30 @@ _SPACES = {
     Space.STATE: "state",
     Space.FOLDED: "folded",
 }
+_BLOCK_SIZES = {
+    Space.PARAMS: "PARAMS",
+    Space.GRADS: "TRAINABLE",
+    Space.SLOTS: "SLOTS",
+    Space.STATE: "STATE",
+    Space.FOLDED: "FOLDED",
+}
+_ENTRY_DOCS = {
+    "predict": "Computes the outputs in inference mode.",
+    "evaluate": "Computes loss and metrics in inference mode.",
+    "train_step": "Forward, backward and, if `commit` is not 0, the update of parameters and running statistics.",
+    "fold": "Computes what inference needs of the parameters alone; call it after they have changed.",
+}
+# Functions and types of the module, without its prefix.
+_PUBLIC = (
+    "abi", "context", "context_bytes", "evaluate", "fault", "fold", "get_step", "init", "memory", "message",
+    "predict", "set_seed", "set_step", "set_threads", "train_step",
+)  # fmt: skip
+# Variables and functions of the entry points' template, and what an argument's size is called.
+_LOCALS = (
+    "all_finite", "arena", "batch", "check_array", "check_batch", "check_block", "check_values_b", "check_values_i",
+    "check_values_l", "commit", "context", "context_bytes", "error", "folded", "grads", "isfinite", "k", "lr",
+    "memory", "memset", "params", "random", "seed", "slots", "snprintf", "state", "step", "update",
+)  # fmt: skip
 
 
 @lru_cache(maxsize=1)
@@ -44,9 +69,8 @@ def _environment() -> Environment:
 
 
 def _render(template: str, **context: object) -> str:
-    return (
-        _environment().get_template(f"{template}.c.j2" if "." not in template else template).render(**context)
-    )
+    file = template if "." in template else f"{template}.c.j2"
+    return _environment().get_template(file).render(**context)
 
 
 @dataclass(frozen=True)
@@ -67,59 +91,74 @@ class _Function:
     uses_random: bool
 
 
+class Identifiers:
+    """Hands out identifiers of one scope; an inner scope starts with those of the outer."""
+
+    def __init__(self, taken: set[str]):
+        """Start with what is taken."""
+        self.taken = set(taken)
+
+    def fresh(self, text: str, with_size: bool = False) -> str:
+        """Return text as an identifier, with a number if it is taken; ``with_size`` also takes ``name_bytes``."""
+        base, number = c_name(text), 1
+        name = base
+        while name in self.taken or (with_size and f"{name}_bytes" in self.taken):
+            number += 1
+            name = f"{base}_{number}"
+        self.taken |= {name, f"{name}_bytes"} if with_size else {name}
+        return name
+
+
 class _Emitter:
     def __init__(self, program: Program, optimizer: Optimizer | None, nan_guard: bool):
         self.program = program
         self.optimizer = optimizer
         self.nan_guard = nan_guard
+        self.upper = program.name.upper()
         self.real = C_TYPE[program.dtype]
         self.functions: dict[Kernel, _Function] = {}
-        self.taken: set[str] = {"update", "context", "memory", "batch", "error", "N", "threads", "arena", "random",
-                                "params", "grads", "slots", "state", "folded", "lr", "commit", "snprintf", "isfinite", "all_finite", "check_block",
-                                "check_array", "check_batch", "memset", "memory_bytes"}  # fmt: skip
+        names = Identifiers({*_LOCALS, *(f"{program.name}_{p}" for p in _PUBLIC)})
+        # An argument is called the same in every entry point, whatever the kernels are called.
+        arguments = {a.name: a for e in program.entries for a in (*e.inputs, *e.outputs)}
+        self.arguments = {name: names.fresh(name, with_size=True) for name in arguments}
+        self.names = names
 
     def emit(self) -> Emitted:
-        calls: dict[Kernel, list[Call]] = {}
+        calls: dict[Kernel, list[tuple[Entry, Call]]] = {}
         for entry in self.program.entries:
             for call in entry.calls:
-                calls.setdefault(call.kernel, []).append(call)
+                calls.setdefault(call.kernel, []).append((entry, call))
         for kernel, users in calls.items():
-            self.functions[kernel] = self._function(kernel, users)
-        entries = [self._entry(e) for e in self.program.entries]
-        update = self._update() if self.program.update else ""
-        common = self._common(entries)
+            entries = list(dict.fromkeys(e.name for e, _ in users))
+            self.functions[kernel] = self._function(kernel, [c for _, c in users], entries)
+        entries_text = [self._entry(e) for e in self.program.entries]
+        update = ""
+        if self.program.update:
+            assert self.optimizer is not None
+            update = _render("update", **update_context(self.program, self.optimizer))
+        common = self._common(entries_text)
         body = indent(_render("entries", update=update, **common))
         kernels = [f.text for f in self.functions.values()]
         helpers = helpers_for("\n".join([*kernels, body]))
-        prelude = _render("prelude", helpers=[h.rstrip() + "\n" for h in helpers])
+        prelude = _render("prelude", helpers=[h.strip("\n") for h in helpers], kernels="\n".join([*kernels, body]))
         name = self.program.name
-        source = _render("module", prelude=prelude, kernels=kernels, **{**common, "entries": body})
+        source = _render("module", prelude=prelude, kernels=kernels, **{**common, "entries": body.strip("\n")})
         header = indent(_render("module.h.j2", **common))
-        names = {e.name: [self.functions[c.kernel].name for c in e.calls] for e in self.program.entries}
-        cdef = _cdef(header)
-        return Emitted({f"{name}.h": header + "\n", f"{name}.c": source + "\n"}, cdef, names)
+        kernel_names = {e.name: [self.functions[c.kernel].name for c in e.calls] for e in self.program.entries}
+        return Emitted(
+            {f"{name}.h": header.rstrip("\n") + "\n", f"{name}.c": source.rstrip("\n") + "\n"},
+            _cdef(header),
+            kernel_names,
+        )
 
-    def _unique(self, base: str) -> str:
-        name, number = c_name(base), 1
-        while name in self.taken:
-            number += 1
-            name = f"{c_name(base)}_{number}"
-        self.taken.add(name)
-        return name
-
-    def _function(self, kernel: Kernel, users: Sequence[Call]) -> _Function:
+    def _function(self, kernel: Kernel, users: Sequence[Call], entries: Sequence[str]) -> _Function:
         if kernel.template == "loops":
             body = _render("loops", k=loop_context(kernel, self.program.batch, PARALLEL_WORK))
         elif kernel.template == "pack":
             body = _render("pack", **pack_context(kernel))
         else:
             body = _render(kernel.template, **anchor_context(kernel, self.program.batch))
-        first = users[0]
-        titles = [n.split("(")[-1].rstrip(")") for n in first.nodes]
-        kind = "_".join(dict.fromkeys(titles)) if kernel.template == "loops" else kernel.template
-        name = self._unique(
-            f"{first.layer}_{kind[:40]}" if first.layer else f"{kind[:40].rstrip('_')}_kernel"
-        )
+        name = self.names.fresh(kernel_name(kernel, users[0]))
         uses = {w: bool(re.search(rf"\b{w}\b", body)) for w in ("N", "threads", "random")}
         parameters = [
             f"{'' if o.written else 'const '}{C_TYPE[o.dtype]} *restrict {o.name}" for o in kernel.operands
@@ -128,8 +167,8 @@ class _Emitter:
         parameters += ["const int threads"] if uses["threads"] else []
         parameters += ["const gc_random *random"] if uses["random"] else []
         text = _render(
-            "kernel", title=f"{name}: {kernel.formula}", comment=_comment(kernel, users), name=name,
-            parameters=parameters, body=body.strip("\n"),
+            "kernel", title=name, comment=kernel_comment(kernel, users, entries),
+            signature=signature(f"static void {name}", parameters), body=body.strip("\n"),
         )  # fmt: skip
         return _Function(name, indent(text), uses["N"], uses["threads"], uses["random"])
 
@@ -138,56 +177,55 @@ class _Emitter:
         slots = len(p.update.slots) * p.trainable_size if p.update else 0
         bounds = {a.dtype for e in p.entries for b in e.bounds for a in e.inputs if a.name == b.input}
         return {
-            "name": p.name, "upper": p.name.upper(), "guard": f"{p.name.upper()}_H", "abi": ABI, "T": self.real,
-            "summary": f"{', '.join(e.name for e in p.entries)}, batch up to {p.batch}, {p.dtype}",
+            "name": p.name, "upper": self.upper, "guard": f"{self.upper}_H", "abi": ABI, "T": self.real,
+            "summary": f"{', '.join(e.name for e in p.entries)}; batch up to {p.batch}, {p.dtype}",
             "batch": p.batch, "params": p.params_size, "trainable": p.trainable_size, "slots": slots,
             "states": p.states_size, "folded": p.folded_size, "arena": p.arena_bytes, "entries": entries,
             "entries_use_arrays": any(e.inputs or e.outputs for e in p.entries),
             "entries_use_batch": any(e["uses_batch"] for e in entries),
+            "entries_use_blocks": any(e["uses_blocks"] for e in entries),
             "bound_types": [{"suffix": SUFFIX[d], "ctype": C_TYPE[d]} for d in sorted(bounds)],
             "guarded": self.nan_guard,
         }  # fmt: skip
 
     def _entry(self, entry: Entry) -> dict[str, object]:
         local = _Locals(self, entry)
-        calls: list[dict[str, object]] = []
-        for number, call in enumerate(entry.calls[: entry.commit or None]):
-            calls.append(self._call(call, number, local))
+        kernels = entry.calls[: entry.commit or None]
+        calls = [self._call(call, number, local) for number, call in enumerate(kernels)]
         tail = self._commit(entry, local)
         arguments = [(a, False) for a in entry.inputs] + [(a, True) for a in entry.outputs]
-        trains = entry.name == "train_step"
-        parameters = [f"{self.program.name}_context *context"]
         uses_batch = entry.name != "fold"
+        parameters = [f"{self.program.name}_context *context"]
         parameters += ["int64_t batch"] if uses_batch else []
         for a, written in arguments:
-            pointer = f"{'' if written else 'const '}{C_TYPE[a.dtype]} *{local.arguments[a.name]}"
-            parameters += [pointer, f"size_t {local.arguments[a.name]}_bytes"]
-        parameters += ["double lr", "int32_t commit"] if trains else []
-        text = "\n".join(str(c["text"]) for c in calls) + "\n".join(tail)
-        uses_n = bool(re.search(r"\bN\b", text)) or any(
-            not isinstance(a.buffer.size, int) for a, _ in arguments
-        )
+            pointer = f"{'' if written else 'const '}{C_TYPE[a.dtype]} *{self.arguments[a.name]}"
+            parameters += [pointer, f"size_t {self.arguments[a.name]}_bytes"]
+        parameters += ["double lr", "int32_t commit"] if entry.name == "train_step" else []
+        block_checks, checks = self._block_checks(entry), self._array_checks(entry)
+        text = "\n".join([*(str(c["text"]) + str(c["guard"]) for c in calls), *tail])
         lines = local.declarations(text)
-        uses_n = uses_n or any(re.search(r"\bN\b", line) for line in lines)
         return {
             "name": entry.name,
-            "signature": f"{self.program.name}_{entry.name}({', '.join(parameters)})",
+            "signature": signature(f"int {self.program.name}_{entry.name}", parameters),
             "doc": _ENTRY_DOCS[entry.name],
             "arguments": [
-                {"comment": f"{local.arguments[a.name]}: {C_TYPE[a.dtype]} {shape_text(a.shape)}"
+                {"comment": f"{self.arguments[a.name]}: {C_TYPE[a.dtype]} {shape_text(a.shape)}"
                             f"{', written' if w else ''}"} for a, w in arguments
             ],
             "arena": at(self.program.offsets[entry.name].get("", 0), self.program.batch),
             "uses_batch": uses_batch,
-            "checks": self._checks(entry, local),
-            "locals": ([] if uses_n or not uses_batch else ["(void)N;"]) + lines,
+            "uses_blocks": bool(block_checks),
+            "uses_memory": bool(block_checks) or any("memory->" in line for line in lines),
+            "uses_n": uses_batch and re.search(r"\bN\b", "\n".join([text, *lines, *checks])) is not None,
+            "checks": block_checks + checks,
+            "locals": lines,
             "calls": calls,
             "tail": tail,
         }  # fmt: skip
 
-    def _checks(self, entry: Entry, local: _Locals) -> list[str]:
+    def _block_checks(self, entry: Entry) -> list[str]:
+        """Return the checks of the module's memory that an entry point needs."""
         p = self.program
-        size = ITEMSIZE[p.dtype]
         needed = {s for call in entry.calls for s in (b.space for b in call.buffers)}
         if entry.name == "train_step" and p.update:
             needed |= {Space.PARAMS, Space.GRADS, Space.SLOTS}
@@ -195,24 +233,26 @@ class _Emitter:
         sizes = {Space.PARAMS: p.params_size, Space.GRADS: p.trainable_size, Space.SLOTS: slots,
                  Space.STATE: p.states_size, Space.FOLDED: p.folded_size}  # fmt: skip
         checks = [
-            f'check_block(context, "{_SPACES[s]}", context->memory.{_SPACES[s]}, '
-            f"context->memory.{_SPACES[s]}_bytes, {n * size})"
+            (_SPACES[s], f"sizeof({self.real}) * {self.upper}_{_BLOCK_SIZES[s]}")
             for s, n in sizes.items()
             if s in needed and n
         ]
-        arena = p.offsets[entry.name].get("", 0)
-        if arena:
-            checks.append(
-                f'check_block(context, "arena", context->memory.arena, context->memory.arena_bytes, {arena})'
-            )
+        if p.offsets[entry.name].get("", 0):
+            checks.append(("arena", f"{self.upper}_ARENA_{entry.name.upper()}_BYTES"))
+        return [
+            f'check_block(context, "{b}", memory->{b}, memory->{b}_bytes, {size})'
+            for b, size in checks
+        ]
+
+    def _array_checks(self, entry: Entry) -> list[str]:
+        """Return the checks of an entry point's arguments: sizes, then values."""
+        checks = []
         for a in (*entry.inputs, *entry.outputs):
-            name = local.arguments[a.name]
-            checks.append(
-                f'check_array(context, "{name}", {name}, {name}_bytes, '
-                f"sizeof *{name} * (size_t)({a.buffer.size}))"
-            )
+            name = self.arguments[a.name]
+            count = a.buffer.size if isinstance(a.buffer.size, int) else f"(size_t)({a.buffer.size})"
+            checks.append(f'check_array(context, "{name}", {name}, {name}_bytes, sizeof *{name} * {count})')
         for b in entry.bounds:
-            name = local.arguments[b.input]
+            name = self.arguments[b.input]
             argument = next(a for a in entry.inputs if a.name == b.input)
             also = b.also if b.also is not None else b.low
             checks.append(
@@ -233,8 +273,8 @@ class _Emitter:
                 if operand.written and buffer.dtype == self.program.dtype:
                     guards.append(f"all_finite({local.name(buffer)}, {buffer.size})")
         return {
-            "text": f"{function.name}({', '.join(arguments)});",
-            "comment": "",
+            "text": signature(function.name, arguments) + ";",
+            "comment": comment_text(f"{shortened(call.nodes, 4)}, at {shortened(call.sources, 2)}"),
             "guard": " && ".join(guards),
             "number": number,
         }
@@ -243,56 +283,11 @@ class _Emitter:
         if entry.name != "train_step":
             return []
         lines = ["if (commit) {"]
-        lines += [
-            str(self._call(c, 0, local)["text"])
-            for c in (entry.calls[entry.commit :] if entry.commit else [])
-        ]
+        for call in entry.calls[entry.commit :] if entry.commit else ():
+            made = self._call(call, 0, local)
+            lines += [f"/* {made['comment']} */", str(made["text"])]
         lines += ["update(context, lr);"] if self.program.update else ["(void)lr;"]
         return [*lines, "context->step++;", "}"]
-
-    def _update(self) -> str:
-        assert self.optimizer is not None
-        program, optimizer = self.program, self.optimizer
-        ranges = []
-        uses_t = False
-        for r in program.update.ranges:
-            rule = optimizer.rule_for(r)
-            names = {sp.Symbol("w", real=True): "weights[k]", sp.Symbol("g", real=True): "grads[k]"}
-            names |= {sp.Symbol(s, real=True): f"{s}[k]" for s in rule.slots}
-            lines, stores = [], []
-            for target, expr in rule.updates:
-                lines.append(f"const {self.real} {target}_new = {_rule_text(expr, names, program.dtype)};")
-                stores.append(f"{'weights' if target == 'w' else target}[k] = {target}_new;")
-            scalars = []
-            for scalar_name, expr in rule.scalars:
-                text = _rule_text(expr, {sp.Symbol("lr", positive=True): "lr"}, "float64")
-                uses_t = uses_t or bool(re.search(r"\bt\b", text))
-                scalars.append(f"const {self.real} {scalar_name} = ({self.real})({text});")
-            ranges.append({
-                "begin": r.begin, "end": r.end, "scalars": scalars, "lines": lines + stores,
-                "uses_lr": any(re.search(r"\brate\b", line) for line in lines),
-                "comment": _names_text(r.names),
-            })  # fmt: skip
-        slots = [
-            {"name": s, "offset": k * program.trainable_size} for k, s in enumerate(program.update.slots)
-        ]
-        rule = optimizer.rule_for(program.update.ranges[0])
-        comment = [f"{target} <- {scalar.describe(expr)}" for target, expr in (*rule.scalars, *rule.updates)]
-        return _render(
-            "update", name=program.name, T=self.real, slots=slots, ranges=ranges, uses_t=uses_t,
-            description=type(optimizer).__name__ + ", one loop over each range of the flat parameter block",
-            comment=comment,
-        )  # fmt: skip
-
-
-def _rule_text(expr: sp.Expr, names: dict[sp.Symbol, str], dtype: str) -> str:
-    table = {s: names.get(s, "rate" if s.name == "lr" else s.name) for s in expr.free_symbols}
-    return scalar.to_c(expr, table, dict.fromkeys(table, dtype), dtype)
-
-
-def _names_text(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:8])
-    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"
 
 
 class _Locals:
@@ -301,71 +296,44 @@ class _Locals:
     def __init__(self, emitter: _Emitter, entry: Entry):
         self.emitter = emitter
         self.offsets = emitter.program.offsets[entry.name]
-        self.taken = set(emitter.taken)
-        self.arguments: dict[str, str] = {}
+        self.names_taken = Identifiers(emitter.names.taken)
         self.names: dict[Buffer, str] = {}
         self.lines: dict[Buffer, str] = {}
+        self.written = {
+            b
+            for call in entry.calls
+            for o, b in zip(call.kernel.operands, call.buffers, strict=True)
+            if o.written
+        }
         for a in (*entry.inputs, *entry.outputs):
-            self.arguments[a.name] = self._unique(a.name)
-            self.names[a.buffer] = self.arguments[a.name]
-
-    def _unique(self, base: str) -> str:
-        name, number = c_name(base), 1
-        while name in self.taken or f"{name}_bytes" in self.taken:
-            number += 1
-            name = f"{c_name(base)}_{number}"
-        self.taken |= {name, f"{name}_bytes"}
-        return name
+            self.names[a.buffer] = emitter.arguments[a.name]
 
     def name(self, buffer: Buffer) -> str:
         """Return the variable of a buffer, declaring it at its first use."""
         if buffer not in self.names:
-            name = self._unique(buffer.name)
+            name = self.names_taken.fresh(buffer.name)
             ctype = C_TYPE[buffer.dtype]
+            pointer = f"{'' if buffer in self.written else 'const '}{ctype} *"
             if buffer.space is Space.ARENA:
-                place = f"({ctype} *)((char *)context->memory.arena + {self.offsets[buffer.name]})"
+                place = f"({ctype} *)(arena + {self.offsets[buffer.name]})"
             else:
-                place = f"context->memory.{_SPACES[buffer.space]} + {buffer.offset}"
+                place = f"memory->{_SPACES[buffer.space]}" + (f" + {buffer.offset}" if buffer.offset else "")
                 if buffer.dtype != self.emitter.program.dtype:  # an integer constant among the weights
-                    place = f"({ctype} *)({place})"
+                    place = f"({pointer})({place})"
             self.names[buffer] = name
-            self.lines[buffer] = f"{ctype} *const {name} = {place}; /* {buffer.size} */"
+            self.lines[buffer] = f"{pointer}const {name} = {place}; /* {buffer.size} */"
         return self.names[buffer]
 
     def declarations(self, text: str) -> list[str]:
         """Return the declarations, and those of threads and random numbers where a call uses them."""
         lines = list(self.lines.values())
+        if any("(arena + " in line for line in lines):
+            lines.insert(0, "char *const arena = memory->arena;")
         if re.search(r"\bthreads\b", text):
             lines.append("const int threads = context->threads;")
         if re.search(r"&random\b", text):
             lines.append("const gc_random random = {context->seed, context->step};")
         return lines
-
-
-_ENTRY_DOCS = {
-    "predict": "Computes the outputs in inference mode.",
-    "evaluate": "Computes loss and metrics in inference mode.",
-    "train_step": "Forward, backward and, if `commit` is not 0, the update of parameters and running statistics.",
-    "fold": "Computes what inference needs of the parameters alone; call it after they have changed.",
-}
-
-
-def _comment(kernel: Kernel, users: Sequence[Call]) -> list[str]:
-    lines = []
-    for call in users[:4]:
-        lines.append(f"from {', '.join(call.nodes[:6])}{' ...' if len(call.nodes) > 6 else ''}, "
-                     f"at {', '.join(call.sources[:3])}")  # fmt: skip
-    if len(users) > 4:
-        lines.append(f"and {len(users) - 4} more calls")
-    for operand in kernel.operands:
-        lines.append(f"{operand.name}: {operand.dtype} {shape_text(operand.shape)}"
-                     f"{' (written)' if operand.written else ''}")  # fmt: skip
-    lines.append(f"{_amount(kernel.flops)} FLOP, {_amount(kernel.bytes)} bytes")
-    return [line.replace("*/", "* /") for line in lines]
-
-
-def _amount(size: Size) -> str:
-    return extent(size)
 
 
 def _cdef(header: str) -> str:

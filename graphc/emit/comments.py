@@ -33,10 +33,10 @@ def shortened(parts: Sequence[str], count: int, separator: str = ", ") -> str:
 
 def kernel_comment(kernel: Kernel, users: Sequence[Call], entries: Iterable[str]) -> list[str]:
     """Return the lines of a kernel's comment below its title."""
-    lines = list(_formulas(kernel))
+    lines = [*([kernel.formula] if kernel.template != "loops" else []), *_formulas(kernel)]
     for text in dict.fromkeys(call_text(call, 6) for call in users[:64]):
         lines.append(f"from {text}")
-    lines.append(f"in {', '.join(entries)}")
+    lines.append(f"used by {', '.join(entries)}")
     for operand in kernel.operands:
         access = "read and written" if operand.name.startswith("inout") else "written" if operand.written else ""
         lines.append(
@@ -110,11 +110,23 @@ class _Formulas:
     def lines(self) -> list[str]:
         """Return one line for each result, and for each value that several formulas use."""
         live = self._live()
-        uses = Counter(a for name in live for a in self.parts[name][1])
-        uses.update(value for _, value in self.results)
+        uses = Counter(value for _, value in self.results)
+        for name in live:
+            expr, arguments = self.parts[name]
+            if isinstance(expr, str):
+                uses.update(arguments)
+            else:
+                mentioned = re.findall(r"\bx(\d+)\b", scalar.describe(expr, limit=_WIDTH))
+                uses.update(arguments[int(k)] for k in mentioned)
         lines = []
         for name in live:
             body = self._body(name)
+            if len(body) > _WIDTH:
+                for argument in dict.fromkeys(self.parts[name][1]):
+                    if " " in self.text.get(argument, ""):
+                        lines.append(f"{argument} = {self.text[argument]}")
+                        self.text[argument] = argument
+                body = self._body(name)
             if uses[name] > 1 or len(body) > _WIDTH:
                 lines.append(f"{name} = {body}")
                 self.text[name] = name

@@ -73,6 +73,10 @@ class LoopText:
     vector_exact: bool = False
     declarations: list[str] = field(default_factory=list)
 
+    def reads_vector(self, lines: list[str]) -> bool:
+        """Whether statements read the index of the vectorised axis; an unread variable is a warning in C."""
+        return self.vector is not None and any(re.search(rf"\b{self.vector.var}\b", line) for line in lines)
+
 
 def _start(kind: str, dtype: DType) -> str:
     if kind == "sum":
@@ -177,6 +181,8 @@ class EpilogueText:
         stores = [body.store(s) for s in epilogue.stores]
         self.inner_lines = "\n".join(before)
         self.outer_lines = "\n".join((after if self.pool else before) + stores)
+        read = [s.access.strides for s in epilogue.statements if hasattr(s, "access")]
+        self.inner_uses = [any(strides[a] != 0 for strides in read) for a in range(len(epilogue.axes))]
         self.uses_index = any(s.value == "pool_index" for s in epilogue.stores)
         used: set[str] = set()
         for item in (*epilogue.statements, *epilogue.after, *epilogue.stores):
@@ -221,6 +227,7 @@ def anchor_context(kernel: Kernel, batch: int) -> dict[str, Any]:
         "e": EpilogueText(kernel, kernel.epilogue),
         "T": C_TYPE[kernel.dtype],
         "suffix": SUFFIX[kernel.dtype],
+        "form": '"ps"' if kernel.dtype == "float32" else '"pd"',
         "V": f"gc_vec{values.get('lanes', 0)}_{SUFFIX[kernel.dtype]}",
         "ctypes": {o.name: C_TYPE[o.dtype] for o in kernel.operands},
     }

@@ -83,8 +83,15 @@ _VECTORS = """\
 #ifdef __GNUC__
 #define GC_VECTOR(name, type, lanes) \\
     typedef type name __attribute__((vector_size(sizeof(type) * lanes), aligned(sizeof(type)), may_alias))
-#if defined __FMA__ || defined __ARM_FEATURE_FMA || defined __FP_FAST_FMA /* as in gc_fma; one instruction for all */
-#define GC_MADD(sum, factor, vector) \\
+#if defined __AVX512VL__ && !defined GC_NO_ASM
+/* Written as the instruction itself: compilers break up the loop below, or spill its sums. */
+#define GC_MADD(form, sum, factor, vector) \\
+    do { \\
+        const __typeof__(sum) gc_b = (factor) - (__typeof__(sum)){0}; \\
+        __asm__("vfmadd231" form " %2, %1, %0" : "+v"(sum) : "v"(gc_b), "v"(vector)); \\
+    } while (0)
+#elif defined __FMA__ || defined __ARM_FEATURE_FMA || defined __FP_FAST_FMA /* as in gc_fma; the same bits */
+#define GC_MADD(form, sum, factor, vector) \\
     do { \\
         __typeof__(sum) gc_r; \\
         for (size_t gc_l = 0; gc_l < sizeof gc_r / sizeof gc_r[0]; gc_l++) \\
@@ -93,14 +100,14 @@ _VECTORS = """\
         (sum) = gc_r; \\
     } while (0)
 #else
-#define GC_MADD(sum, factor, vector) (sum) += (factor) * (vector)
+#define GC_MADD(form, sum, factor, vector) (sum) += (factor) * (vector)
 #endif
 #else
 #define GC_VECTOR(name, type, lanes) \\
     typedef struct { \\
         type v[lanes]; \\
     } name
-#define GC_MADD(sum, factor, vector) \\
+#define GC_MADD(form, sum, factor, vector) \\
     for (size_t gc_l = 0; gc_l < sizeof (sum).v / sizeof *(sum).v; gc_l++) \\
         (sum).v[gc_l] += (factor) * (vector).v[gc_l]
 #endif

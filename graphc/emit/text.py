@@ -10,6 +10,8 @@ from graphc.program.ir import Access, Compute, Index, Load, Number, Operand, Ran
 from graphc.types import DType, Extent, Size
 
 C_TYPE = scalar.C_TYPE
+_WIDTH = 110
+_LINKAGE = ('extern "C" {', '} /* extern "C" */')
 SUFFIX = {"float32": "f", "float64": "d", "int32": "i", "int64": "l", "uint8": "b", "bool": "b"}
 
 
@@ -93,30 +95,50 @@ class BodyText:
         return f"{operand.name}[{linear(s.access, self.variables)}] = {self.name(s.value)};"
 
 
+def signature(head: str, parameters: Sequence[str]) -> str:
+    """Return ``head(parameters)``, on several lines where one would be too long."""
+    lines = [""]
+    for number, parameter in enumerate(parameters):
+        piece = parameter + ("," if number < len(parameters) - 1 else "")
+        if lines[-1] and len(lines[-1]) + len(piece) >= _WIDTH - 4:
+            lines.append("")
+        lines[-1] += f" {piece}" if lines[-1] else piece
+    flat = f"{head}({' '.join(lines)})"
+    return flat if len(flat) <= _WIDTH else "\n".join([f"{head}(", *lines]) + ")"
+
+
 def indent(text: str) -> str:
     """Return C text indented by its braces and parentheses, without empty lines at the start of blocks.
 
     Templates are written flat, since the depth of a loop nest depends on the kernel; this gives the
     layout that a formatter would.
     """
-    depth = 0
+    depth = 0  # of braces
+    open_parentheses = 0  # of a statement that goes on in the next line
     hanging = 0  # one-line bodies of for and if without braces
+    in_comment = False
     lines: list[str] = []
     for raw in text.split("\n"):
         line = raw.strip()
         if not line:
-            if lines and lines[-1]:
+            if lines and lines[-1] and not lines[-1].endswith("{"):
                 lines.append("")
             continue
-        if line.startswith("#"):
+        if line.startswith("#") or line.startswith(_LINKAGE):
             lines.append(line)
             continue
+        if in_comment or line.startswith("/*"):
+            lines.append("    " * (depth + hanging) + (" " if in_comment else "") + line)
+            in_comment = "*/" not in line
+            continue
+        if line.startswith("}"):
+            while lines and not lines[-1]:
+                lines.pop()
         closing = len(line) - len(line.lstrip("}"))
-        level = depth - closing + hanging
-        if line.startswith("* ") or line in ("*/", "*"):
-            line = " " + line
-        lines.append("    " * max(0, level) + line)
-        depth += line.count("{") - line.count("}")
-        opens_body = line.startswith(("for (", "if (", "else")) and not line.endswith(("{", ";", "}"))
-        hanging = hanging + 1 if opens_body else 0
+        lines.append("    " * max(0, depth - closing + hanging + (open_parentheses > 0)) + line)
+        code = line.partition("/*")[0]
+        depth += code.count("{") - code.count("}")
+        open_parentheses += code.count("(") - code.count(")")
+        opens_body = line.startswith(("for (", "if (", "else")) and not code.rstrip().endswith(("{", ";", "}"))
+        hanging = hanging + 1 if opens_body and open_parentheses == 0 else 0
     return "\n".join(lines)

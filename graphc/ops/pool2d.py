@@ -45,8 +45,13 @@ class PoolGeometry:
 
     @property
     def tiles(self) -> bool:
-        """Whether the windows neither overlap nor leave the image, so that a convolution can pool its tile."""
+        """Whether the windows lie side by side, so that every pixel is in one of them at most."""
         return self.kernel == self.stride and self.padding == (0, 0) and self.dilation == (1, 1)
+
+    def tiles_inside(self, image: Shape) -> bool:
+        """Whether, moreover, every window lies whole within the image: ceil mode lets the last ones leave it."""
+        extents = zip(self.out, self.kernel, image[2:], strict=True)
+        return self.tiles and all(isinstance(d, int) and o * k <= d for o, k, d in extents)
 
 
 def pool_geometry(

@@ -22,7 +22,7 @@ from graphc.ops.conv2d import Conv2d
 from graphc.ops.elementwise import Elementwise
 from graphc.ops.movement import Movement
 from graphc.ops.packed import PackedConv2d
-from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex
+from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex, PoolGeometry
 from graphc.ops.reduce import ArgReduce, Reduce
 from graphc.passes.generated import is_generated
 from graphc.types import Shape, at, product, shape_text
@@ -156,8 +156,11 @@ class _Partition:
             )
             inner = group.nodes[: group.nodes.index(image)] if image in group.nodes else []
             hidden = all(n not in self.results and self._inside(n, group) for n in inner)
-            return image in group.nodes and alone and hidden and node.op.geometry.tiles and node.op.geometry.area <= 9
+            return image in group.nodes and alone and hidden and self._pools_a_tile(node.op.geometry, image.shape)
         return False
+
+    def _pools_a_tile(self, geometry: PoolGeometry, image: Shape) -> bool:
+        return geometry.tiles_inside(image) and geometry.area <= 9
 
     def _is_stored_anyway(self, node: Node) -> bool:
         loops = (Elementwise, Reduce, ArgReduce)
