@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def compile(
 
 def _make_artifact(request: Request, nan_guard: bool, dump: Dump | None = None) -> Artifact:
     """Run the pipeline and print the C."""
-    compiled = compile_program(request, dump)
+    # One kernel for every node: a fused kernel could not tell which of its nodes is at fault.
+    compiled = compile_program(replace(request, apart=nan_guard), dump)
     optimizer = request.optimizer if request.loss is not None else None
     emitted = emit_c(compiled.program, optimizer, nan_guard=nan_guard)
     if dump is not None:
@@ -130,8 +132,9 @@ def _request(
         raise RangeError(f"compile: batch must be an int in 1..{2**20}, got {batch!r}")
     if dtype not in ("float32", "float64"):
         raise RangeError(f"compile: dtype must be 'float32' or 'float64', got {dtype!r}")
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", name):
-        raise UnknownNameError(f"compile: name {name!r} must be a short lower-case identifier")
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", name):
+        shown = name if len(str(name)) <= 80 else f"{str(name)[:77]}..."
+        raise UnknownNameError(f"compile: name {shown!r} must be a short lower-case identifier")
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise GraphError(f"compile: optimizer must be one such as gc.SGD(...), got {optimizer!r}")
     if optimizer is not None and loss is None:

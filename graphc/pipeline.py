@@ -15,7 +15,7 @@ from graphc.graph.node import Node, topological
 from graphc.graph.text import print_graph
 from graphc.graph.verify import verify
 from graphc.initialisers import Array, Initialiser
-from graphc.lower.arena import plan_entry, reuse_in_place
+from graphc.lower.arena import kept_buffers, plan_entry, reuse_in_place
 from graphc.lower.entry import EntryLowering
 from graphc.memory import ArenaPlan
 from graphc.ops.control import Bounded
@@ -53,6 +53,7 @@ class Request:
     batch: int
     dtype: DType
     gradients: bool = True
+    apart: bool = False  # one kernel for every node: nan_guard must be able to name it
 
 
 @dataclass(frozen=True)
@@ -315,7 +316,7 @@ class _Builder:
         special = specialise(outputs, training=False)
         simple = simplify(special.outputs)
         scaled = simplify(fold_scales(simple))
-        called, fixed = hoist_fixed(simplify(pack(scaled)))
+        called, fixed = hoist_fixed(simplify(pack(scaled)), first=len(self.folded))
         renumbered = self._register_folded(called, fixed)
         self._show(name, renumbered)
         self._lower(name, renumbered, special, {})
@@ -377,7 +378,7 @@ class _Builder:
     def _lower(
         self, name: str, graph: dict[str, Node], special: Specialised | None, results: dict[str, Buffer]
     ) -> None:
-        groups = fuse(graph, self.request.batch)
+        groups = fuse(graph, self.request.batch, self.request.apart)
         self.dump(f"{self.step:02d}-{name}-kernels", lambda: print_groups(groups))
         self.step += 1
         stored, inputs = self._stored(graph)
@@ -420,7 +421,7 @@ class _Builder:
 
     def _plan(self, name: str, calls: list[Call]) -> tuple[list[Call], ArenaPlan]:
         reused = reuse_in_place(calls)
-        return reused, plan_entry(reused, self.request.batch)
+        return reused, plan_entry(reused, self.request.batch, kept_buffers(reused, name))
 
     def _bounds(self, special: Specialised | None, inputs: set[str]) -> tuple[Bound, ...]:
         if special is None:

@@ -108,7 +108,7 @@ def arena_buffers(entry: Entry, batch: int) -> dict[str, tuple[int, str]]:
 
 
 def scaled_samples(samples: Sequence[Sample], scale: Node, first: int) -> tuple[dict[str, Node], Node]:
-    """Return the samples' values for float inputs times a parameter, and a loss that depends on all of them."""
+    """Return the samples' values for float inputs times a parameter, and a loss that depends on all."""
     outputs: dict[str, Node] = {}
     loss = scale * scale
     for number, sample in enumerate(samples, first):
@@ -124,7 +124,9 @@ def _input(name: str, t: TensorType) -> Node:
     return Input(name, t.dtype, t.shape)(name=name)
 
 
-def sample_modules(dtype: str, prefix: str = "samples", size: int = 9, guarded: bool = False) -> list[Emission]:
+def sample_modules(
+    dtype: str, prefix: str = "samples", size: int = 9, guarded: bool = False
+) -> list[Emission]:
     """Return modules that together hold every sample of the registry, forward and training."""
     samples = [s for make in REGISTRY.values() for s in make()]
     modules = []
@@ -139,7 +141,9 @@ def sample_modules(dtype: str, prefix: str = "samples", size: int = 9, guarded: 
     return modules
 
 
-def lenet_module(name: str = "lenet", *, dtype: str = "float32", guarded: bool = False, batch: int = 6) -> Emission:
+def lenet_module(
+    name: str = "lenet", *, dtype: str = "float32", guarded: bool = False, batch: int = 6
+) -> Emission:
     """Return LeNet with batch norm and dropout, with training by momentum."""
     x, y = gc.input("x", ("N", 1, 32, 32)), gc.input("y", ("N",), dtype="int32")
     h = gc.nn.batch_norm(gc.nn.conv2d(x, 6, kernel=5, name="conv1"), name="norm1")
@@ -150,7 +154,8 @@ def lenet_module(name: str = "lenet", *, dtype: str = "float32", guarded: bool =
     logits = gc.nn.linear(h, 10, name="fc3")
     return emission(
         name, {"logits": logits, "probabilities": gc.softmax(logits)}, gc.losses.cross_entropy(logits, y),
-        gc.SGD(lr=0.05, momentum=0.9, weight_decay=5e-4), metrics={"accuracy": gc.metrics.accuracy(logits, y)},
+        gc.SGD(lr=0.05, momentum=0.9, weight_decay=5e-4),
+        metrics={"accuracy": gc.metrics.accuracy(logits, y)},
         batch=batch, dtype=dtype, guarded_arena=guarded,
     )  # fmt: skip
 
@@ -217,9 +222,9 @@ static void *block(size_t bytes)
             (array)[k_] = (T)((double)(state >> 8) / 8388608.0 - 1.0 + 1e-7); \
         } \
     } while (0)
-#define FILL_INT(T, array, count) \
+#define FILL_INT(T, array, count, low, values) \
     do { \
-        for (size_t k_ = 0; k_ < (size_t)(count); k_++) (array)[k_] = (T)(k_ % 2); \
+        for (size_t k_ = 0; k_ < (size_t)(count); k_++) (array)[k_] = (T)((low) + (int64_t)(k_ % (values))); \
     } while (0)
 
 struct gap { size_t offset, used; };
@@ -238,7 +243,7 @@ int main(void)
 
 
 def driver(modules: Sequence[Emission], batches: Sequence[int], threads: Sequence[int]) -> str:
-    """Return the text of main.c that runs every entry point of the modules and prints a hash of all results."""
+    """Return the text of main.c that runs all entry points of the modules and hashes all results."""
     calls = []
     for m in modules:
         calls += [
@@ -251,7 +256,8 @@ def driver(modules: Sequence[Emission], batches: Sequence[int], threads: Sequenc
             f'                    printf("{m.name} differs: threads %d, fill %d\\n", threads[t], fill);',
             "                    failures++;",
             "                }",
-            f'            printf("{m.name} batch %d %016llx\\n", (int)batches[b], (unsigned long long)first);',
+            f'            printf("{m.name} batch %d %016llx\\n",',
+            "                (int)batches[b], (unsigned long long)first);",
             "        }",
         ]  # fmt: skip
     text = _DRIVER.replace("@INCLUDES@", "\n".join(f'#include "{m.name}.h"' for m in modules))
@@ -266,13 +272,19 @@ def _runner(module: Emission) -> str:
     p, n = module.program, module.name
     upper, real = n.upper(), {"float32": "float", "float64": "double"}[p.dtype]
     arguments = {a.name: a for e in p.entries for a in (*e.inputs, *e.outputs)}
-    lines = [f"static uint64_t run_{n}(int64_t N, int threads, int fill)", "{", "    uint64_t all = 0xcbf29ce484222325u;"]
+    lines = [
+        f"static uint64_t run_{n}(int64_t N, int threads, int fill)",
+        "{",
+        "    uint64_t all = 0xcbf29ce484222325u;",
+    ]
     lines += [
         f"    {n}_memory memory = {{0}};",
         *(
-            f"    memory.{b}_bytes = sizeof(real_{n}) * {upper}_{macro}; memory.{b} = block(memory.{b}_bytes);"
+            f"    memory.{b}_bytes = sizeof(real_{n}) * {upper}_{macro};\n"
+            f"    memory.{b} = block(memory.{b}_bytes);"
             for b, macro in (
-                ("params", "PARAMS"), ("grads", "TRAINABLE"), ("slots", "SLOTS"), ("state", "STATE"), ("folded", "FOLDED"),
+                ("params", "PARAMS"), ("grads", "TRAINABLE"), ("slots", "SLOTS"),
+                ("state", "STATE"), ("folded", "FOLDED"),
             )
         ),
         f"    memory.arena_bytes = {upper}_ARENA_BYTES; memory.arena = block(memory.arena_bytes);",
@@ -288,9 +300,13 @@ def _runner(module: Emission) -> str:
         lines.append(f"    FILL_REAL(real_{n}, memory.{where} + {slot.offset}, {count}, {k + 1}u);")
         if "running_var" in slot.name:
             lines.append(
-                f"    for (int k = 0; k < {count}; k++) memory.{where}[{slot.offset} + k] = (real_{n})(1 + k % 3);"
+                f"    for (int k = 0; k < {count}; k++)\n"
+                f"        memory.{where}[{slot.offset} + k] = (real_{n})(1 + k % 3);"
             )
-    lines += [line for k, a in enumerate(arguments.values()) for line in _array(a, k)]
+    bounds = {b.input: (b.low, b.high) for e in p.entries for b in e.bounds}
+    lines += [
+        line for k, a in enumerate(arguments.values()) for line in _array(a, k, *bounds.get(a.name, (0, 2)))
+    ]
     if any(e.name == "fold" for e in p.entries):
         lines += _call(module, next(e for e in p.entries if e.name == "fold"), "")
     for entry in p.entries:
@@ -312,11 +328,11 @@ def _ctype(a: Argument) -> str:
     return {"float32": "float", "float64": "double", "bool": "uint8_t"}.get(a.dtype, f"{a.dtype}_t")
 
 
-def _array(a: Argument, seed: int) -> list[str]:
+def _array(a: Argument, seed: int, low: int, high: int) -> list[str]:
     count = f"(size_t)({a.buffer.size})"
     fill = f"FILL_REAL({_ctype(a)}, {_var(a)}, {count}, {seed + 100}u);"
     if not a.dtype.startswith("float"):
-        fill = f"FILL_INT({_ctype(a)}, {_var(a)}, {count});"
+        fill = f"FILL_INT({_ctype(a)}, {_var(a)}, {count}, {low}, {min(high - low, 3)});"
     size = f"sizeof({_ctype(a)}) * {count}"
     return [f"    {_ctype(a)} *{_var(a)} = malloc({size}); /* exactly */", f"    {fill}"]
 
@@ -339,7 +355,8 @@ def _call(module: Emission, entry: Entry, more: str) -> list[str]:
             "            ASAN_UNPOISON_MEMORY_REGION(arena + gaps[k].offset, gaps[k].used);",
         ]
     passed = "".join(
-        f", {_var(a)}, sizeof({_ctype(a)}) * (size_t)({a.buffer.size})" for a in (*entry.inputs, *entry.outputs)
+        f", {_var(a)}, sizeof({_ctype(a)}) * (size_t)({a.buffer.size})"
+        for a in (*entry.inputs, *entry.outputs)
     )
     batch = "" if entry.name == "fold" else ", N"
     lines += [
@@ -354,7 +371,8 @@ def _call(module: Emission, entry: Entry, more: str) -> list[str]:
         lines.append(f"        all = hash(all, {_var(a)}, sizeof({_ctype(a)}) * (size_t)({a.buffer.size}));")
     if entry.name == "train_step":
         lines += [
-            f"        all = hash(all, memory.{b}, memory.{b}_bytes);" for b in ("params", "grads", "slots", "state")
+            f"        all = hash(all, memory.{b}, memory.{b}_bytes);"
+            for b in ("params", "grads", "slots", "state")
         ]
     return [*lines, "    }"]
 
@@ -370,6 +388,6 @@ def _is_spread(p: Program, entry: Entry) -> bool:
 
 
 __all__ = [
-    "COMPILERS", "GUARD", "STRICT", "Emission", "arena_buffers", "compile_objects", "driver", "emission", "lenet_module",
-    "make_inputs", "sample_modules", "spread",
+    "COMPILERS", "GUARD", "STRICT", "Emission", "arena_buffers", "compile_objects", "driver", "emission",
+    "lenet_module", "make_inputs", "sample_modules", "spread",
 ]  # fmt: skip

@@ -128,7 +128,9 @@ class Grower:
 
     def _label_input(self) -> Node:
         if self.labels is None:
-            self.labels = gc.input(f"{self.graph.prefix}labels", ("N",), dtype=("int32", "int64", "uint8")[self.tape.below(3)])
+            self.labels = gc.input(
+                f"{self.graph.prefix}labels", ("N",), dtype=("int32", "int64", "uint8")[self.tape.below(3)]
+            )
             self.graph.inputs.append(self.labels)
             for batch, env in self.env.items():
                 env[self.labels] = self.rng.integers(0, 3, batch)
@@ -144,7 +146,11 @@ class Grower:
         if not fitting:
             return None
         recent = fitting[-4:]
-        return recent[self.tape.below(len(recent))] if self.tape.below(3) else fitting[self.tape.below(len(fitting))]
+        return (
+            recent[self.tape.below(len(recent))]
+            if self.tape.below(3)
+            else fitting[self.tape.below(len(fitting))]
+        )
 
     def _clear_of(self, node: Node, kink: float = 0.0) -> bool:
         """Whether no value is near a kink without being exactly on it."""
@@ -278,7 +284,9 @@ class Grower:
         if kind == 2:
             return a[tuple(self._slice(d) for d in a.shape)]
         if kind == 3:
-            widths = [(self.tape.below(3), self.tape.below(2)) if isinstance(d, int) else (0, 0) for d in a.shape]
+            widths = [
+                (self.tape.below(3), self.tape.below(2)) if isinstance(d, int) else (0, 0) for d in a.shape
+            ]
             return gc.pad(a, widths, (0.0, 0.5)[self.tape.below(2)])
         if kind == 4:
             shape: list[object] = [d if d != 1 else (1, 3)[self.tape.below(2)] for d in a.shape]
@@ -295,7 +303,10 @@ class Grower:
             return parts[1]
         if kind == 6:
             return a[(None, ..., None)] if self.tape.below(2) else a[..., None]
-        axes = [slice(None, None, -1) if isinstance(d, int) and self.tape.below(2) else slice(None) for d in a.shape]
+        axes = [
+            slice(None, None, -1) if isinstance(d, int) and self.tape.below(2) else slice(None)
+            for d in a.shape
+        ]
         return a[tuple(axes)]
 
     def _slice(self, extent: object) -> object:
@@ -354,7 +365,9 @@ class Grower:
         return gc.nn.linear(a, 4, weight=weight, bias=bias) * 0.5
 
     def _image(self) -> Node | None:
-        a = self._any(lambda n: n.rank == 4 and all(isinstance(d, int) for d in n.shape[1:]) and min(n.shape[2:]) >= 2)  # type: ignore[type-var]
+        a = self._any(
+            lambda n: n.rank == 4 and all(isinstance(d, int) for d in n.shape[1:]) and min(n.shape[2:]) >= 2
+        )  # type: ignore[type-var]
         if a is None:
             b = self._any(lambda n: n.rank >= 1 and all(isinstance(d, int) for d in n.shape[1:]))
             if b is None:
@@ -372,7 +385,8 @@ class Grower:
             bias = self._leaf((2 * groups,), is_input=False) if self.tape.below(2) else False
             try:
                 out = gc.nn.conv2d(
-                    a, 2 * groups, kernel, stride=1 + self.tape.below(2), padding=self.tape.below(2), groups=groups,
+                    a, 2 * groups, kernel, groups=groups,
+                    stride=1 + self.tape.below(2), padding=self.tape.below(2),
                     weight=weight, bias=bias,
                 )  # fmt: skip
             except gc.GraphcError:
@@ -380,7 +394,9 @@ class Grower:
             return out * 0.3 if self.tape.below(2) else out
         if kind == 2:
             try:
-                return gc.nn.avg_pool2d(a, 2, 1 + self.tape.below(2), self.tape.below(2), bool(self.tape.below(2)))
+                return gc.nn.avg_pool2d(
+                    a, 2, 1 + self.tape.below(2), self.tape.below(2), bool(self.tape.below(2))
+                )
             except gc.GraphcError:
                 return None
         rows = [self._spread(a, (2, 3))]

@@ -105,7 +105,7 @@ def check_plan(plan: ArenaPlan) -> None:
     """Assert that no two buffers that live at once share bytes, and that nothing leaves the arena."""
     placed = list(zip(plan.intervals, plan.offsets, strict=True))
     for k, (a, start_a) in enumerate(placed):
-        assert 0 <= start_a
+        assert start_a >= 0
         assert start_a + a.size <= plan.arena_bytes
         for b, start_b in placed[:k]:
             apart_in_time = a.upper <= b.lower or b.upper <= a.lower

@@ -66,7 +66,9 @@ def assert_same(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -
         assert_close(got[name], value, name)
 
 
-def evaluate(outputs: Mapping[str, Node], values: Mapping[Node, np.ndarray], batch: int) -> dict[str, np.ndarray]:
+def evaluate(
+    outputs: Mapping[str, Node], values: Mapping[Node, np.ndarray], batch: int
+) -> dict[str, np.ndarray]:
     return dict(zip(outputs, interpret(list(outputs.values()), values, batch=batch), strict=True))
 
 
@@ -94,9 +96,7 @@ def check_compiled(graphs: Sequence[RandomGraph], threads: int, dump_dir: Path |
         losses.append(loss)
     total = sum(losses[1:], losses[0])
     # Without a dump folder, the result would come from the cache, whatever the thresholds are now.
-    module = gc.compile(
-        outputs, loss=total, batch=LARGEST, dtype="float64", build=_QUICK, dump_dir=dump_dir
-    )
+    module = gc.compile(outputs, loss=total, batch=LARGEST, dtype="float64", build=_QUICK, dump_dir=dump_dir)
     module.threads = threads
     plain = specialise(outputs, training=False).outputs
     for batch in BATCHES:
@@ -116,14 +116,14 @@ def check_compiled(graphs: Sequence[RandomGraph], threads: int, dump_dir: Path |
 @settings(_COMPILED, max_examples=40)
 @given(st.lists(_TAPE, min_size=_PER_MODULE, max_size=_PER_MODULE))
 def test_generated_code_agrees_with_the_interpreter(tapes: list[list[int]]) -> None:
-    """160 graphs: outputs, gradients for inputs and parameters, loss and the training entry, at two batch sizes."""
+    """160 graphs: outputs, gradients for inputs and parameters, loss and training, at two batch sizes."""
     check_compiled([grow(tape, f"g{k}_") for k, tape in enumerate(tapes)], threads=1)
 
 
 @settings(_COMPILED, max_examples=15)
 @given(st.lists(_TAPE, min_size=_PER_MODULE, max_size=_PER_MODULE))
 def test_generated_code_agrees_where_thresholds_are_low(tapes: list[list[int]]) -> None:
-    """60 graphs with every kernel parallel, every cheap value recomputed, and no second sweep over small domains."""
+    """60 graphs with every kernel parallel, cheap values recomputed, no second sweep over small domains."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recompute, "_WORTH", 1)
         patch.setattr(recompute, "_CHEAP", 30)
@@ -156,7 +156,9 @@ def test_passes_preserve_meaning(tape: list[int]) -> None:
             assert_same(evaluate(result, values, batch), want)
         folded = evaluate(fixed, values, batch)
         leaves = {
-            n: folded[f"folded_{n.op.number}"] for n in topological(called.values()) if isinstance(n.op, Folded)
+            n: folded[f"folded_{n.op.number}"]
+            for n in topological(called.values())
+            if isinstance(n.op, Folded)
         }
         assert_same(evaluate(called, {**values, **leaves}, batch), want)
 
@@ -171,7 +173,9 @@ def test_symbolic_gradient_agrees_with_a_difference_quotient(tape: list[int]) ->
     graph = grow(tape, "")
     outputs, loss = differentiated(graph)
     wrt = graph.wrt
-    plain = specialise({"loss": loss, **{f"d{k}": outputs[f"gradient{k}"] for k in range(len(wrt))}}, training=False)
+    plain = specialise(
+        {"loss": loss, **{f"d{k}": outputs[f"gradient{k}"] for k in range(len(wrt))}}, training=False
+    )
     step = 1e-6
     for batch in BATCHES:
         values = graph.values[batch]

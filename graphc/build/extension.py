@@ -196,7 +196,7 @@ def _commands(recipe: _Recipe, inputs: _Inputs, work: Path) -> tuple[list[list[s
     compiles = []
     for unit in units:
         special = inputs.flags_of.get(unit, ())
-        compiles.append([*command, *flags, "-I.", *special, "-c", unit, "-o", _object_of(unit)])
+        compiles.append([*command, *flags, "-iquote", ".", *special, "-c", unit, "-o", _object_of(unit)])
     objects = [_object_of(unit) for unit in sorted(units)]
     link = [*command, *flags, *recipe.link_flags, *objects, "-lm", "-o", f"../{recipe.product}"]
     return compiles, link

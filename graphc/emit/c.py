@@ -9,14 +9,14 @@ from functools import lru_cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from graphc.emit.comments import call_text, comment_text, kernel_comment, shortened
+from graphc.emit.comments import call_text, comment_text, kernel_comment
 from graphc.emit.kernels import anchor_context, loop_context, pack_context
 from graphc.emit.naming import kernel_name
 from graphc.emit.prelude import helpers_for
 from graphc.emit.text import C_TYPE, SUFFIX, indent, minus, signature, times
 from graphc.emit.update import update_context
 from graphc.lower.loops import PARALLEL_WORK
-from graphc.lower.names import c_name
+from graphc.lower.names import c_name, words
 from graphc.optim import Optimizer
 from graphc.program.ir import Buffer, Call, Entry, Kernel, Program, Space
 from graphc.types import at, shape_text
@@ -39,7 +39,7 @@ _BLOCK_SIZES = {
 _ENTRY_DOCS = {
     "predict": "Computes the outputs in inference mode.",
     "evaluate": "Computes loss and metrics in inference mode.",
-    "train_step": "Forward, backward and, if `commit` is not 0, the update of parameters and running statistics.",
+    "train_step": "Forward, backward and, if `commit` is not 0, the update of parameters and statistics.",
     "fold": "Computes what inference needs of the parameters alone; call it after they have changed.",
 }
 # Functions and types of the module, without its prefix.
@@ -47,12 +47,12 @@ _PUBLIC = (
     "abi", "context", "context_bytes", "evaluate", "fault", "fold", "get_step", "init", "memory", "message",
     "predict", "set_seed", "set_step", "set_threads", "train_step",
 )  # fmt: skip
-# Variables and functions of the entry points' template, and what an argument's size is called.
-_LOCALS = (
-    "all_finite", "arena", "batch", "check_array", "check_batch", "check_block", "check_values_b", "check_values_i",
-    "check_values_l", "commit", "context", "context_bytes", "error", "folded", "grads", "isfinite", "k", "lr",
-    "memory", "memset", "params", "random", "seed", "slots", "snprintf", "state", "step", "update",
-)  # fmt: skip
+# Variables and functions of the entry points' template.
+_LOCALS = words(
+    "all_finite arena batch check_array check_batch check_block check_values_b check_values_i "
+    "check_values_l commit context context_bytes error folded grads isfinite k lr memory memset params "
+    "random seed slots snprintf state step update"
+)
 
 
 @lru_cache(maxsize=1)
@@ -62,7 +62,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=False,
         keep_trailing_newline=False,
-        autoescape=False,  # noqa: S701  # the output is C, and names were checked
+        autoescape=False,  # the output is C
     )
     environment.globals.update(times=times, minus=minus)
     return environment
@@ -99,7 +99,7 @@ class Identifiers:
         self.taken = set(taken)
 
     def fresh(self, text: str, with_size: bool = False) -> str:
-        """Return text as an identifier, with a number if it is taken; ``with_size`` also takes ``name_bytes``."""
+        """Return text as an identifier, numbered if taken; ``with_size`` also takes ``name_bytes``."""
         base, number = c_name(text), 1
         name = base
         while name in self.taken or (with_size and f"{name}_bytes" in self.taken):
@@ -140,11 +140,17 @@ class _Emitter:
         body = indent(_render("entries", update=update, **common))
         kernels = [f.text for f in self.functions.values()]
         helpers = helpers_for("\n".join([*kernels, body]))
-        prelude = _render("prelude", helpers=[h.strip("\n") for h in helpers], kernels="\n".join([*kernels, body]))
+        prelude = _render(
+            "prelude", helpers=[h.strip("\n") for h in helpers], kernels="\n".join([*kernels, body])
+        )
         name = self.program.name
-        source = _render("module", prelude=prelude, kernels=kernels, **{**common, "entries": body.strip("\n")})
+        source = _render(
+            "module", prelude=prelude, kernels=kernels, **{**common, "entries": body.strip("\n")}
+        )
         header = indent(_render("module.h.j2", **common))
-        kernel_names = {e.name: [self.functions[c.kernel].name for c in e.calls] for e in self.program.entries}
+        kernel_names = {
+            e.name: [self.functions[c.kernel].name for c in e.calls] for e in self.program.entries
+        }
         return Emitted(
             {f"{name}.h": header.rstrip("\n") + "\n", f"{name}.c": source.rstrip("\n") + "\n"},
             _cdef(header),
@@ -239,10 +245,7 @@ class _Emitter:
         ]
         if p.offsets[entry.name].get("", 0):
             checks.append(("arena", f"{self.upper}_ARENA_{entry.name.upper()}_BYTES"))
-        return [
-            f'check_block(context, "{b}", memory->{b}, memory->{b}_bytes, {size})'
-            for b, size in checks
-        ]
+        return [f'check_block(context, "{b}", memory->{b}, memory->{b}_bytes, {size})' for b, size in checks]
 
     def _array_checks(self, entry: Entry) -> list[str]:
         """Return the checks of an entry point's arguments: sizes, then values."""
@@ -274,7 +277,7 @@ class _Emitter:
                     guards.append(f"all_finite({local.name(buffer)}, {buffer.size})")
         return {
             "text": signature(function.name, arguments) + ";",
-            "comment": comment_text(f"{shortened(call.nodes, 4)}, at {shortened(call.sources, 2)}"),
+            "comment": comment_text(call_text(call, 4)),
             "guard": " && ".join(guards),
             "number": number,
         }

@@ -38,10 +38,9 @@ def kernel_comment(kernel: Kernel, users: Sequence[Call], entries: Iterable[str]
         lines.append(f"from {text}")
     lines.append(f"used by {', '.join(entries)}")
     for operand in kernel.operands:
-        access = "read and written" if operand.name.startswith("inout") else "written" if operand.written else ""
-        lines.append(
-            f"{operand.name}: {C_TYPE[operand.dtype]} {shape_text(operand.shape)}{f', {access}' if access else ''}"
-        )
+        access = ", written" if operand.written else ""
+        access = ", read and written" if operand.name == "inout" else access
+        lines.append(f"{operand.name}: {C_TYPE[operand.dtype]} {shape_text(operand.shape)}{access}")
     lines.append(f"{extent(kernel.flops)} FLOP, {extent(kernel.bytes)} bytes")
     return [comment_text(line) for line in lines]
 
@@ -132,7 +131,8 @@ class _Formulas:
                 self.text[name] = name
             else:
                 self.text[name] = body
-        lines += [f"{operand} = {self.text[value]}" for operand, value in self.results]
+        # An anchor's own value, called acc, may be stored beside what is computed from it.
+        lines += [f"{operand} = {self.text.get(value, value)}" for operand, value in self.results]
         lines = [line if len(line) <= _WIDTH else line[: _WIDTH - 4] + " ..." for line in lines]
         return lines if len(lines) <= _LINES else [*lines[: _LINES - 1], "and so on, as the code says"]
 
@@ -153,7 +153,25 @@ class _Formulas:
 
         def argument(match: re.Match[str]) -> str:
             text = texts[int(match[1])]
-            alone = match.string[match.start() - 1 : match.start()] == "(" and match.string[match.end() :][:1] == ")"
-            return text if alone or template == match[0] or " " not in text else f"({text})"
+            alone = (
+                match.string[match.start() - 1 : match.start()] == "("
+                and match.string[match.end() :][:1] == ")"
+            )
+            return text if alone or template == match[0] or _is_atomic(text) else f"({text})"
 
         return re.sub(r"\bx(\d+)\b", argument, template)
+
+
+def _is_atomic(text: str) -> bool:
+    """Whether text is a name, a number, or one call of a function, that needs no parentheses."""
+    head = re.match(r"[\w.]*", text)
+    assert head is not None
+    rest = text[head.end() :]
+    if not rest:
+        return True
+    depth = 0
+    for position, character in enumerate(rest):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return character == ")" and position == len(rest) - 1
+    return False

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from graphc.lower.names import words
 from graphc.program.ir import Call, Kernel, Space
 
 # Names of these say little about a fused kernel in which something else happens.
-_MINOR = frozenset(
-    "add sub mul div neg where equal not_equal less less_equal greater greater_equal cast square expand reshape "
-    "identity reciprocal stop_gradient".split()
+_MINOR = words(
+    "add sub mul div neg where equal not_equal less less_equal greater greater_equal cast square expand "
+    "reshape identity reciprocal stop_gradient"
 )
 _LONGEST = 40
 
 
 def kernel_name(kernel: Kernel, call: Call) -> str:
-    """Return the name of a kernel's function, which need not be unique: ``conv1_conv2d``, ``fc1_bias_grad``."""
+    """Return a name for a kernel's function, not always unique: ``conv1_conv2d``, ``fc1_bias_grad``."""
     kind = _kind(call) if kernel.template == "loops" else kernel.template
     gradients = [b.name.removeprefix("grad.") for b in call.buffers if b.space is Space.GRADS]
     written = [
@@ -26,7 +27,11 @@ def kernel_name(kernel: Kernel, call: Call) -> str:
         return f"{gradients[0]}_grad"
     if gradients:
         layers = {g.rpartition(".")[0] for g in gradients}
-        return f"{layers.pop()}_grads" if len(layers) == 1 else f"{gradients[0]}_and_other_grads"
+        return (
+            f"{layers.pop()}_grads"
+            if len(layers) == 1 and "" not in layers
+            else f"{gradients[0]}_and_other_grads"
+        )
     if call.layer:
         return f"{call.layer}_{kind}"
     if written:
@@ -41,7 +46,10 @@ def _kind(call: Call) -> str:
     chosen = list(dict.fromkeys(whole or titles[-2:]))
     kind = ""
     for title in chosen[:4]:
-        if kind and (len(kind) + len(title) >= _LONGEST or title.removesuffix("_backward") in chosen[:4][: kind.count("_")]):
+        if kind and (
+            len(kind) + len(title) >= _LONGEST
+            or title.removesuffix("_backward") in chosen[:4][: kind.count("_")]
+        ):
             break
         kind = f"{kind}_{title}" if kind else title
     return kind

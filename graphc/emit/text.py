@@ -78,7 +78,8 @@ class BodyText:
         if isinstance(s, Index):
             return linear(s.access, self.variables)
         if isinstance(s, Random):
-            return f"gc_uniform_{SUFFIX[s.dtype]}(random, {s.stream}, (uint64_t)({linear(s.access, self.variables)}))"
+            index = linear(s.access, self.variables)
+            return f"gc_uniform_{SUFFIX[s.dtype]}(random, {s.stream}, (uint64_t)({index}))"
         if isinstance(s, Number):
             if isinstance(s.value, Extent):
                 return f"({C_TYPE[s.dtype]})({s.value})"
@@ -139,6 +140,8 @@ def indent(text: str) -> str:
         code = line.partition("/*")[0]
         depth += code.count("{") - code.count("}")
         open_parentheses += code.count("(") - code.count(")")
-        opens_body = line.startswith(("for (", "if (", "else")) and not code.rstrip().endswith(("{", ";", "}"))
+        opens_body = line.startswith(("for (", "if (", "else")) and not code.rstrip().endswith(
+            ("{", ";", "}")
+        )
         hanging = hanging + 1 if opens_body and open_parentheses == 0 else 0
     return "\n".join(lines)

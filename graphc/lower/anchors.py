@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from graphc import scalar
 from graphc.graph.node import Node
-from graphc.lower.body import Operands, Reader, Storage, compute
+from graphc.lower.body import Operands, Reader, Storage, compute, live_nodes
 from graphc.lower.names import Names, apart_from
 from graphc.ops.anchor import Anchor
 from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex
@@ -60,7 +60,7 @@ def _epilogue(
     pooled_value = ""
     stage = 0
     readers = [Reader(anchor.shape, operands, storage, names)]
-    for node in group.nodes[1:]:
+    for node in live_nodes(group.nodes[1:], group.outputs):
         if isinstance(node.op, (MaxPool2d, MaxPool2dIndex)):
             if pool is None:
                 readers.append(Reader(node.shape, operands, storage, names))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from graphc.graph.node import Node
 from graphc.lower.names import Names, c_name
 from graphc.ops.elementwise import Elementwise
-from graphc.ops.leaves import BatchExtent, Constant, Full, Iota, Parameter, RandomUniform, State
+from graphc.ops.leaves import BatchExtent, Full, Input, Iota, Parameter, RandomUniform, State
 from graphc.ops.movement import Movement, View
 from graphc.passes.generated import generator_view, is_generated
 from graphc.program.ir import Access, Buffer, Compute, Index, Load, Number, Operand, Random, Statement
@@ -53,7 +53,16 @@ def role(node: Node) -> str:
     """Return the name of a kernel's parameter: the same for equal layers, so that they share code."""
     if isinstance(node.op, (Parameter, State)):
         return c_name(node.op.field) if node.op.field else "parameter"
-    return "constant" if isinstance(node.op, Constant) else "operand"
+    return c_name(node.op.name if isinstance(node.op, Input) else node.op.title)
+
+
+def live_nodes(nodes: Sequence[Node], outputs: Sequence[Node]) -> list[Node]:
+    """Return the nodes of a group that its outputs need; others are computed again wherever they are read."""
+    needed = set(outputs)
+    for node in reversed(nodes):
+        if node in needed:
+            needed.update(node.inputs)
+    return [n for n in nodes if n in needed]
 
 
 def broadcast_strides(shape: Shape, strides: Shape, domain: Shape) -> Shape:

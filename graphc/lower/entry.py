@@ -13,9 +13,9 @@ from graphc.lower.loops import copy_kernel, loop_kernel, lower_loops
 from graphc.lower.names import c_name
 from graphc.ops.anchor import Anchor
 from graphc.ops.movement import Concat, Movement, Place, View
+from graphc.ops.packed import Pack, PackSpec
 from graphc.passes.fuse import Group
 from graphc.passes.generated import is_generated
-from graphc.ops.packed import Pack, PackSpec
 from graphc.program.ir import Access, Buffer, Call, Kernel, LoopSpec, Number, Operand, Space, Store, Sweep
 from graphc.types import ITEMSIZE, Size, contiguous_strides
 

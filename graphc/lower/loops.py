@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from graphc import scalar
 from graphc.graph.node import Node
-from graphc.lower.body import Operands, Reader, Storage, compute
+from graphc.lower.body import Operands, Reader, Storage, compute, live_nodes
 from graphc.lower.names import Names, apart_from
 from graphc.ops.reduce import ArgReduce, Reduce
 from graphc.passes.fuse import Group
@@ -49,7 +49,7 @@ class _LoopGroup:
     def __init__(self, group: Group, storage: Storage, place: Callable[[Node], Buffer]):
         self.group = group
         self.axes = group.axes or ()
-        self.nodes = [*group.recomputed, *group.nodes]
+        self.nodes = live_nodes([*group.recomputed, *group.nodes], group.outputs)
         self.inside = set(self.nodes)
         self.place = place
         self.operands = Operands()

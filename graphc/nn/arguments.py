@@ -22,7 +22,7 @@ def is_int(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def as_pair(value: Any, layer: str, what: str, least: int) -> Pair:
+def as_pair(value: Any, layer: str, what: str, least: int, name: str | None = None) -> Pair:
     """Return an int twice, or a pair of ints as it is.
 
     Raises:
@@ -32,7 +32,7 @@ def as_pair(value: Any, layer: str, what: str, least: int) -> Pair:
     good = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(is_int(v) for v in pair)
     if not good or min(pair) < least:
         message = f"{what} must be an int or a pair of ints, at least {least}, got {value!r}"
-        raise located(RangeError, layer, None, message)
+        raise located(RangeError, layer, name, message)
     return int(pair[0]), int(pair[1])
 
 

@@ -43,8 +43,9 @@ def conv2d(
     """
     if x.rank != 4 or not isinstance(x.shape[1], int):
         raise located(ShapeError, "conv2d", name, f"expected (N, C, H, W), got {shape_text(x.shape)}")
-    kh, kw = as_pair(kernel, "conv2d", "kernel", 1)
-    strides, dilations = as_pair(stride, "conv2d", "stride", 1), as_pair(dilation, "conv2d", "dilation", 1)
+    kh, kw = as_pair(kernel, "conv2d", "kernel", 1, name)
+    strides = as_pair(stride, "conv2d", "stride", 1, name)
+    dilations = as_pair(dilation, "conv2d", "dilation", 1, name)
     channels = as_count(channels, "conv2d", name, "channels")
     groups = as_count(groups, "conv2d", name, "groups")
     if x.shape[1] % groups or channels % groups:

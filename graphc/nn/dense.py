@@ -46,8 +46,11 @@ def linear(
     features = as_count(features, "linear", name, "features")
     inner = x.shape[-1]
     if isinstance(weight, Node) and weight.shape != (features, inner):
-        message = f"weight {shape_text(weight.shape)} does not fit input {shape_text(x.shape)}"
-        raise located(ShapeError, "linear", name, f"{message} and {features} features")
+        if weight.rank == 2 and weight.shape[1] != inner:
+            message = f"expected {shape_text((*x.shape[:-1], weight.shape[1]))}, got {shape_text(x.shape)}"
+        else:
+            message = f"expected a weight ({features}, {inner}), got {shape_text(weight.shape)}"
+        raise located(ShapeError, "linear", name, message)
     scope = Scope("linear", name)
     first = Uniform() if weight is None else weight
     matrix = make_parameter(scope, "weight", (features, inner), first, x.dtype, trainable)

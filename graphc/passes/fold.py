@@ -16,7 +16,7 @@ from graphc.ops.leaves import Constant, Folded, Full, Iota, Parameter, State
 from graphc.ops.matmul import MatMul
 from graphc.ops.movement import Movement, reshape
 from graphc.passes.fuse import is_virtual
-from graphc.types import Shape, static_size
+from graphc.types import Shape
 
 
 def fixed_nodes(outputs: Mapping[str, Node]) -> set[Node]:
@@ -84,10 +84,11 @@ def _varies_only_along(shape: Shape, rank: int, axis: int) -> bool:
     )
 
 
-def hoist_fixed(outputs: Mapping[str, Node]) -> tuple[dict[str, Node], dict[str, Node]]:
+def hoist_fixed(outputs: Mapping[str, Node], first: int = 0) -> tuple[dict[str, Node], dict[str, Node]]:
     """Split a graph into (what runs at every call, what the fold step computes).
 
-    The first reads ``folded`` leaves; the second gives their values under the names ``folded_0``, ...
+    The first reads ``folded`` leaves; the second gives their values under the names ``folded_0``, ...,
+    counted from ``first``: two entry points of one module must not give the same number to two values.
     """
     fixed = fixed_nodes(outputs)
     wanted: dict[Node, None] = {}
@@ -102,10 +103,9 @@ def hoist_fixed(outputs: Mapping[str, Node]) -> tuple[dict[str, Node], dict[str,
                 wanted[source] = None
     leaves = {
         node: Folded(node.dtype, tuple(d for d in node.shape if isinstance(d, int)), number)(name=node.name)
-        for number, node in enumerate(wanted)
-        if static_size([d for d in node.shape if isinstance(d, int)])
+        for number, node in enumerate(wanted, first)
     }
     rewritten = rebuild(list(outputs.values()), lambda node, inputs: leaves.get(node))
     return dict(zip(outputs, rewritten, strict=True)), {
-        f"folded_{number}": node for number, node in enumerate(leaves)
+        f"folded_{number}": node for number, node in enumerate(leaves, first)
     }

@@ -250,14 +250,17 @@ class _Partition:
 
 
 def partition(
-    outputs: Mapping[str, Node], batch: int
+    outputs: Mapping[str, Node], batch: int, apart: bool = False
 ) -> tuple[list[Group], set[Node], dict[Node, list[Node]]]:
-    """Return the groups in an order in which every group follows those that it reads; results; readers."""
+    """Return the groups in an order in which every group follows those that it reads; results; readers.
+
+    ``apart`` gives every node a group of its own.
+    """
     parts = _Partition(outputs, batch)
     for node in parts.order:
         if parts.is_virtual(node):
             continue
-        candidates = parts.candidates(node)
+        candidates = [] if apart else parts.candidates(node)
         home = next((g for g in candidates if parts.can_join(node, g)), None)
         if home is None:
             parts.open(node)

@@ -12,6 +12,7 @@ Grouped convolutions and batched products stay as they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from graphc.graph.node import Node, apply, rebuild
 from graphc.ops.conv2d import Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, ConvGeometry, Pair
@@ -48,8 +49,15 @@ def lanes_for(node: Node, channels: int) -> int:
     return full // 2 if channels <= full // 2 else full
 
 
-def _padded(x: Node, padding: tuple[Pair, Pair]) -> Node:
-    return pad(x, ((0, 0), (0, 0), *padding))
+def _padded(x: Node, padding: tuple[Pair, Pair], copy: int = 0) -> Node:
+    """Return the image with a border of zeros.
+
+    The backward pass pads again (as another ``copy``): keeping the padded image of the forward pass beside
+    the plain one would cost as much memory as the convolution's input.
+    """
+    widths = ((0, 0), (0, 0), *padding)
+    image = pad(x, widths)
+    return image if image is x else apply(replace(image.op, copy=copy), (x,))  # type: ignore[type-var]
 
 
 def _convolution(node: Node, image: Node, weight: Node, stride: Pair, dilation: Pair) -> Node:
@@ -85,7 +93,7 @@ def _backward_weight(node: Node, op: Conv2dBackwardWeight, x: Node, grad: Node) 
     blocks = -(-channels // lanes)
     packed = Pack(1, lanes)(grad)
     kernel = PackedConv2dBackwardWeight((kh, kw), g.stride, g.dilation, lanes)
-    out = apply(kernel, (_padded(x, g.padding), packed), node.name, node.source)
+    out = apply(kernel, (_padded(x, g.padding, copy=1), packed), node.name, node.source)
     plain = reshape(transpose(out, (0, 4, 1, 2, 3)), (blocks * lanes, c, kh, kw))
     return plain if channels == blocks * lanes else plain[:channels]
 

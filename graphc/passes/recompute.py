@@ -115,8 +115,15 @@ def choose_stored(
         group.outputs = [n for n in group.nodes if n in decision.stored]
 
 
-def fuse(outputs: Mapping[str, Node], batch: int) -> list[Group]:
-    """Return the kernels of a graph: the partition, with what each stores and what it computes again."""
-    groups, results, readers = partition(outputs, batch)
-    choose_stored(groups, results, readers, batch)
+def fuse(outputs: Mapping[str, Node], batch: int, apart: bool = False) -> list[Group]:
+    """Return the kernels of a graph: the partition, with what each stores and what it computes again.
+
+    ``apart`` gives every node a kernel of its own that stores its value, to find where a value goes wrong.
+    """
+    groups, results, readers = partition(outputs, batch, apart)
+    if apart:
+        for group in groups:
+            group.outputs = list(group.nodes)
+    else:
+        choose_stored(groups, results, readers, batch)
     return groups

@@ -327,29 +327,41 @@ class Module:
     ) -> Any:
         batch, arrays = entry.check_inputs(given)
         outputs = entry.make_outputs(batch, out)
+        if out and any(np.may_share_memory(a, o) for a in arrays for o in outputs.values()):
+            raise RangeError(f"{entry.name}: an array in out shares memory with an input")
         cast = self.ffi.cast
         arguments: list[Any] = []
         for a in (*arrays, *outputs.values()):
             arguments += [cast(_POINTERS[a.dtype.char], a.ctypes.data), a.nbytes]
         code = entry.function(self._context, batch, *arguments, *more)
         if code:
-            self._fail(entry, code)
+            self._fail(entry, code, arrays)
         return outputs
 
-    def _fail(self, entry: _Entry, code: int) -> None:
+    def _fail(self, entry: _Entry, code: int, arrays: list[np.ndarray]) -> None:
         message = self.ffi.string(self._function("message")(self._context)).decode(errors="replace")
         if code == 5:
             call = entry.calls[self._function("fault")(self._context)]
             raise NumericalError(
                 f"{entry.name}: a NaN or Inf first appears in {', '.join(call['nodes'])}, kernel {call['kernel']}, "
-                f"at {', '.join(call['sources'])}"
+                f"at {', '.join(call['sources'])}{self._already_there(entry, arrays)}"
             )
         raise RangeError(f"{entry.name}: {message}")
 
+    def _already_there(self, entry: _Entry, arrays: list[np.ndarray]) -> str:
+        """Return which inputs and parameters were not finite to begin with, as the end of a message."""
+        inputs = zip((a["name"] for a in entry.inputs), arrays, strict=True)
+        named = [(f"input {name!r}", array) for name, array in inputs]
+        named += [(f"parameter {name!r}", array) for name, array in self.params.items()]
+        found = [name for name, array in named if array.dtype.kind == "f" and not np.isfinite(array).all()]
+        return f"; not finite before that: {', '.join(found[:8])}" if found else ""
+
     def _fold(self) -> None:
         if self._stale:
-            if "fold" in self._entries and self._entries["fold"].function(self._context) != 0:
-                raise GraphcError(f"module {self.name!r}: folding failed")
+            if "fold" in self._entries:
+                code = self._entries["fold"].function(self._context)
+                if code:
+                    self._fail(self._entries["fold"], code, [])
             self._stale = False
 
     def predict(self, *, out: Mapping[str, np.ndarray] | None = None, **inputs: Any) -> dict[str, np.ndarray]:

@@ -1,0 +1,59 @@
+"""The emitted C gives the same bits for any number of threads, without OpenMP, and from every compiler.
+
+The same program runs every entry point of every registry sample and of LeNet (dropout and batch norm
+included) and prints hashes of all results. It also compares threads and runs among themselves, and two
+fillings of the arena: nothing may be read there before it is written. Floating-point contraction is off, so
+no freedom is left to a compiler: where optimised code differs from unoptimised code, the compiler is wrong
+(gcc 12 was, for pooling windows with `continue` in the loops).
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+from emitted import driver, lenet_module, sample_modules
+
+import graphc.emit.c
+from graphc.build import BuildOptions, build_program
+from graphc.types import DType
+
+
+def hashes(dtype: DType, threads: tuple[int, ...], **options: object) -> str:
+    """Return what the program prints for a build."""
+    modules = [*sample_modules(dtype), lenet_module(dtype=dtype)]
+    sources = {file: text for m in modules for file, text in m.emitted.sources.items()}
+    program = build_program(sources, driver(modules, (1, 3, 5), threads), BuildOptions(**options))  # type: ignore[arg-type]
+    result = subprocess.run([program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("batch") == 3 * len(modules)
+    return result.stdout
+
+
+@pytest.fixture
+def parallel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every kernel parallel that can be, however small."""
+    monkeypatch.setattr(graphc.emit.c, "PARALLEL_WORK", 0)
+
+
+def test_threads_and_openmp_do_not_matter(parallel: None) -> None:
+    """1, 2 and 4 threads among themselves, and OpenMP against the serial build."""
+    assert hashes("float32", (1, 2, 4), openmp=True) == hashes("float32", (1,), openmp=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_compilers_and_optimisation_do_not_matter(parallel: None, dtype: DType) -> None:
+    """Every optimised build against the serial one by gcc -O1, for one instruction set."""
+    want = hashes(dtype, (1,), compiler="gcc", optimisation=("-O1", "-march=native"), openmp=False)
+    for compiler in filter(shutil.which, ("gcc", "clang")):
+        for openmp in (False, True):
+            got = hashes(
+                dtype,
+                (1, 3) if openmp else (1,),
+                compiler=compiler,
+                optimisation=("-O3", "-march=native"),
+                openmp=openmp,
+            )
+            assert got == want, f"{compiler}, OpenMP {openmp}"
