@@ -172,3 +172,19 @@ def test_dump_writes_every_step(tmp_path) -> None:  # type: ignore[no-untyped-de
     assert {"99-lenet.c", "99-lenet.h"} < set(names)
     assert any("differentiate" in n for n in names)
     assert "derivative from output" in (tmp_path / "01-written.txt").read_text()
+
+
+def test_a_large_net_is_split_into_units_that_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, loss = lenet()
+    options = {"loss": loss, "optimizer": gc.SGD(lr=0.1, momentum=0.9), "batch": 4}
+    whole = gc.compile({"logits": logits}, name="whole", **options)  # type: ignore[arg-type]
+    monkeypatch.setattr("graphc.emit.units.SPLIT_FROM", 1)
+    monkeypatch.setattr("graphc.emit.units.UNIT_LINES", 300)
+    split = gc.compile({"logits": logits}, name="split", **options)  # type: ignore[arg-type]
+    assert list(whole.source) == ["whole.h", "whole.c"]
+    assert "split_kernels_2.c" in split.source
+    x = RNG.standard_normal((4, 1, 32, 32)).astype(np.float32)
+    y = np.array([0, 3, 9, 9], np.int32)
+    for _ in range(3):
+        assert float(whole.train_step(x=x, y=y)) == float(split.train_step(x=x, y=y))
+    np.testing.assert_array_equal(whole.predict(x=x)["logits"], split.predict(x=x)["logits"])

@@ -13,6 +13,7 @@ from graphc.emit.comments import call_text, comment_text, kernel_comment
 from graphc.emit.kernels import anchor_context, loop_context, pack_context
 from graphc.emit.naming import kernel_name
 from graphc.emit.prelude import helpers_for
+from graphc.emit import units
 from graphc.emit.text import C_TYPE, SUFFIX, indent, minus, signature, times
 from graphc.emit.update import update_context
 from graphc.lower.loops import PARALLEL_WORK
@@ -86,6 +87,7 @@ class Emitted:
 class _Function:
     name: str
     text: str
+    signature: str
     uses_n: bool
     uses_threads: bool
     uses_random: bool
@@ -122,12 +124,14 @@ class _Emitter:
         arguments = {a.name: a for e in program.entries for a in (*e.inputs, *e.outputs)}
         self.arguments = {name: names.fresh(name, with_size=True) for name in arguments}
         self.names = names
+        self.split = False
 
     def emit(self) -> Emitted:
         calls: dict[Kernel, list[tuple[Entry, Call]]] = {}
         for entry in self.program.entries:
             for call in entry.calls:
                 calls.setdefault(call.kernel, []).append((entry, call))
+        self.split = len(calls) >= units.SPLIT_FROM
         for kernel, users in calls.items():
             entries = list(dict.fromkeys(e.name for e, _ in users))
             self.functions[kernel] = self._function(kernel, [c for _, c in users], entries)
@@ -144,18 +148,34 @@ class _Emitter:
             "prelude", helpers=[h.strip("\n") for h in helpers], kernels="\n".join([*kernels, body])
         )
         name = self.program.name
-        source = _render(
-            "module", prelude=prelude, kernels=kernels, **{**common, "entries": body.strip("\n")}
-        )
         header = indent(_render("module.h.j2", **common))
+        sources = self._units(prelude, kernels, {**common, "entries": body.strip("\n")})
         kernel_names = {
             e.name: [self.functions[c.kernel].name for c in e.calls] for e in self.program.entries
         }
         return Emitted(
-            {f"{name}.h": header.rstrip("\n") + "\n", f"{name}.c": source.rstrip("\n") + "\n"},
+            {file: text.rstrip("\n") + "\n" for file, text in {f"{name}.h": header, **sources}.items()},
             _cdef(header),
             kernel_names,
         )
+
+    def _units(self, prelude: str, kernels: list[str], common: dict[str, object]) -> dict[str, str]:
+        """Return the sources: one file, or the entry points and the kernels in files of their own."""
+        name = self.program.name
+        if not self.split:
+            opening = f'#include "{name}.h"\n\n{prelude}'
+            return {f"{name}.c": _render("module", opening=opening, kernels=kernels, **common)}
+        parts = units.divide(kernels)
+        prototypes = [f.signature for f in self.functions.values()]
+        opening = f'#include "{name}_kernels.h"'
+        sources = {
+            f"{name}.c": _render("module", opening=opening, kernels=[], **common),
+            f"{name}_kernels.h": _render("kernels.h.j2", prelude=prelude, prototypes=prototypes, **common),
+        }
+        for number, part in enumerate(parts, 1):
+            text = _render("unit", name=name, number=number, count=len(parts), kernels=part)
+            sources[f"{name}_kernels_{number}.c"] = text
+        return sources
 
     def _function(self, kernel: Kernel, users: Sequence[Call], entries: Sequence[str]) -> _Function:
         if kernel.template == "loops":
@@ -165,6 +185,9 @@ class _Emitter:
         else:
             body = _render(kernel.template, **anchor_context(kernel, self.program.batch))
         name = self.names.fresh(kernel_name(kernel, users[0]))
+        linkage = "GC_KERNEL" if self.split else "static"
+        if self.split:  # visible to the linker, hence told apart from those of other modules
+            name = f"{self.program.name}__{name}"
         uses = {w: bool(re.search(rf"\b{w}\b", body)) for w in ("N", "threads", "random")}
         parameters = [
             f"{'' if o.written else 'const '}{C_TYPE[o.dtype]} *restrict {o.name}" for o in kernel.operands
@@ -172,11 +195,10 @@ class _Emitter:
         parameters += ["const int64_t N"] if uses["N"] else []
         parameters += ["const int threads"] if uses["threads"] else []
         parameters += ["const gc_random *random"] if uses["random"] else []
-        text = _render(
-            "kernel", title=name, comment=kernel_comment(kernel, users, entries),
-            signature=signature(f"static void {name}", parameters), body=body.strip("\n"),
-        )  # fmt: skip
-        return _Function(name, indent(text), uses["N"], uses["threads"], uses["random"])
+        head = signature(f"{linkage} void {name}", parameters)
+        comment = kernel_comment(kernel, users, entries)
+        text = _render("kernel", title=name, comment=comment, signature=head, body=body.strip("\n"))
+        return _Function(name, indent(text), indent(head), uses["N"], uses["threads"], uses["random"])
 
     def _common(self, entries: list[dict[str, object]]) -> dict[str, object]:
         p = self.program
