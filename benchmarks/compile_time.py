@@ -30,14 +30,18 @@ print(imported - start, time.perf_counter() - imported)
 def run(cache: str) -> tuple[float, float]:
     """Return the seconds of the import and of the compilation in a new process."""
     environment = dict(os.environ, GRAPHC_CACHE_DIR=cache)
-    done = subprocess.run([sys.executable, "-c", CODE], env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], env=environment, check=True, capture_output=True, text=True
+    )
     imported, compiled = done.stdout.split()
     return float(imported), float(compiled)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
     times: dict[str, list[float]] = {"import": [], "cold": [], "cached": []}

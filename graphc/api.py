@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-
 from graphc.artifact import Artifact, cached_artifact, fingerprint
 from graphc.build import BuildOptions, Cache, build_extension
 from graphc.emit.c import ABI, Emitted, emit_c
@@ -23,7 +22,7 @@ from graphc.initialisers import stream
 from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
 from graphc.pipeline import Compiled, Dump, Request, compile_program, initialisers_of
-from graphc.program.ir import Program
+from graphc.program.ir import Argument, Program
 from graphc.types import Size, check_dtype, coefficients_of
 from graphc_runtime.module import Module as RuntimeModule
 
@@ -119,7 +118,9 @@ def _request(
     batch: int, target: str, dtype: str, name: str, seed: int,
 ) -> Request:  # fmt: skip
     if not isinstance(outputs, (Node, Mapping)):
-        raise GraphError(f"compile: outputs must be a tensor or a dict of tensors, got {type(outputs).__name__}")
+        raise GraphError(
+            f"compile: outputs must be a tensor or a dict of tensors, got {type(outputs).__name__}"
+        )
     named = {"out": outputs} if isinstance(outputs, Node) else dict(outputs)
     for key, node in [*named.items(), *metrics.items(), *([("loss", loss)] if loss is not None else [])]:
         if not isinstance(node, Node):
@@ -158,6 +159,11 @@ def _extent(size: Size) -> int | list[int]:
     return size if isinstance(size, int) else list(coefficients_of(size))
 
 
+def _argument(argument: Argument) -> dict[str, Any]:
+    shape = [_extent(d) for d in argument.shape]
+    return {"name": argument.name, "dtype": argument.dtype, "shape": shape}
+
+
 def make_manifest(program: Program, emitted: Emitted, optimizer: Optimizer | None) -> dict[str, Any]:
     """Return what the runtime needs to know of a module, as plain JSON types."""
     entries = []
@@ -165,14 +171,15 @@ def make_manifest(program: Program, emitted: Emitted, optimizer: Optimizer | Non
         names = emitted.kernel_names[entry.name]
         entries.append({
             "name": entry.name,
-            "inputs": [{"name": a.name, "dtype": a.dtype, "shape": [_extent(d) for d in a.shape]} for a in entry.inputs],
-            "outputs": [{"name": a.name, "dtype": a.dtype, "shape": [_extent(d) for d in a.shape]} for a in entry.outputs],
+            "inputs": [_argument(a) for a in entry.inputs],
+            "outputs": [_argument(a) for a in entry.outputs],
             "calls": [
                 {"kernel": k, "nodes": list(c.nodes), "sources": list(c.sources)}
                 for k, c in zip(names, entry.calls, strict=True)
             ],
         })  # fmt: skip
     slots = list(program.update.slots) if program.update else []
+    trains = any(e.name == "train_step" for e in program.entries)
     # Without the comments, which name the user's lines: a net that moves within its file stays the same net.
     code = (re.sub(r"/\*.*?\*/", "", emitted.sources[k], flags=re.DOTALL) for k in sorted(emitted.sources))
     digest = hashlib.sha256("".join(code).encode())
@@ -187,7 +194,7 @@ def make_manifest(program: Program, emitted: Emitted, optimizer: Optimizer | Non
         "states": [_slot(s) for s in program.states],
         "slots": slots,
         "sizes": {
-            "params": program.params_size, "grads": program.trainable_size if any(e.name == "train_step" for e in program.entries) else 0,
+            "params": program.params_size, "grads": program.trainable_size if trains else 0,
             "slots": len(slots) * program.trainable_size, "state": program.states_size,
             "folded": program.folded_size, "arena_bytes": program.arena_bytes,
         },

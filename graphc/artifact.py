@@ -15,9 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import graphc_templates
 import sympy as sp
 
+import graphc_templates
 from graphc.build import Cache
 from graphc.graph.node import Node, Op, topological
 from graphc.initialisers import Initialiser

@@ -8,10 +8,10 @@ from graphc_runtime.errors import (
     FormulaError,
     GraphcError,
     GraphError,
-    UnknownNameError,
     NumericalError,
     RangeError,
     ShapeError,
+    UnknownNameError,
 )
 
 __all__ = [
@@ -22,8 +22,8 @@ __all__ = [
     "FormulaError",
     "GraphError",
     "GraphcError",
-    "UnknownNameError",
     "NumericalError",
     "RangeError",
     "ShapeError",
+    "UnknownNameError",
 ]

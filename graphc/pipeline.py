@@ -121,8 +121,12 @@ class Layout:
         trained = set(self.trainable)
         return tuple(
             Slot(
-                self.names[n], tuple(d for d in n.shape if isinstance(d, int)), self.offsets[n], n in trained,
-                n.dtype, isinstance(n.op, Constant),
+                self.names[n],
+                tuple(d for d in n.shape if isinstance(d, int)),
+                self.offsets[n],
+                n in trained,
+                n.dtype,
+                isinstance(n.op, Constant),
             )
             for n in nodes
         )

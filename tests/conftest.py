@@ -21,11 +21,6 @@ def update_golden(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--update-golden"))
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that accepts the emitted code as it is now."""
-    parser.addoption("--update-golden", action="store_true", help="rewrite the golden files of emitted C")
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Stop at once where tests against PyTorch must run and would be skipped."""
     if not os.environ.get("GRAPHC_REQUIRE_TORCH") or hasattr(config, "workerinput"):

@@ -48,19 +48,19 @@ class Emission:
 
     @property
     def source(self) -> str:
-        """The C source."""
-        return self.emitted.sources[f"{self.name}.c"]
+        """The C source, all files of it."""
+        return "\n".join(text for file, text in self.emitted.sources.items() if file != f"{self.name}.h")
 
     @property
     def header(self) -> str:
         """The C header."""
         return self.emitted.sources[f"{self.name}.h"]
 
-    def write(self, folder: Path) -> Path:
-        """Write header and source; return the source's path."""
+    def write(self, folder: Path) -> list[Path]:
+        """Write all files; return the paths of those that are compiled."""
         for file, text in self.emitted.sources.items():
             (folder / file).write_text(text)
-        return folder / f"{self.name}.c"
+        return [folder / file for file in self.emitted.sources if file.endswith(".c")]
 
 
 def emission(

@@ -28,7 +28,7 @@ AWKWARD = [
 
 
 def compiled_cleanly(module: Emission, folder: Path) -> None:
-    failed = compile_objects("gcc", [module.write(folder)], (*STRICT, "-O1", "-fopenmp"))
+    failed = compile_objects("gcc", module.write(folder), (*STRICT, "-O1", "-fopenmp"))
     assert not failed, failed[0][1]
 
 
@@ -171,7 +171,7 @@ def test_indent_and_signature() -> None:
 def test_two_modules_in_one_program(compiler: str, tmp_path: Path) -> None:
     """No symbol is defined twice when two modules of the same net are linked."""
     modules = [lenet_module("one"), lenet_module("two")]
-    paths = [m.write(tmp_path) for m in modules]
+    paths = [path for m in modules for path in m.write(tmp_path)]
     assert not compile_objects(compiler, paths, (*STRICT, "-O0"))
     main = tmp_path / "main.c"
     main.write_text('#include "one.h"\n#include "two.h"\nint main(void) { return one_abi() != two_abi(); }\n')

@@ -18,7 +18,9 @@ OPTIMISED = ("-O2", "-ffp-contract=off")
 
 def assert_no_warnings(compiler: str, dtype: DType, flags: tuple[str, ...], folder: Path) -> None:
     modules = [*sample_modules(dtype), lenet_module(dtype=dtype)]
-    failed = compile_objects(compiler, [m.write(folder) for m in modules], (*STRICT, *OPTIMISED, *flags))
+    failed = compile_objects(
+        compiler, [path for m in modules for path in m.write(folder)], (*STRICT, *OPTIMISED, *flags)
+    )
     assert not failed, "\n".join(words for _, words in failed)
 
 
@@ -53,8 +55,20 @@ def test_nan_guard_compiles_without_warnings(compiler: str, tmp_path: Path) -> N
         "guarded", {"logits": logits}, gc.losses.cross_entropy(logits, y), gc.Adam(lr=0.1), nan_guard=True
     )
     assert "all_finite" in module.source
-    failed = compile_objects(compiler, [module.write(tmp_path)], (*STRICT, *OPTIMISED))
+    failed = compile_objects(compiler, module.write(tmp_path), (*STRICT, *OPTIMISED))
     assert not failed, failed
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_several_files_compile_without_warnings(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large net is divided into several files; a small one is, if the limit is lowered."""
+    monkeypatch.setattr("graphc.emit.units.SPLIT_FROM", 1)
+    module = lenet_module()
+    paths = module.write(tmp_path)
+    assert len(paths) > 1
+    assert not compile_objects(compiler, paths, (*STRICT, *OPTIMISED))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
@@ -62,7 +76,7 @@ def test_header_is_cpp(tmp_path: Path) -> None:
     """C++ code includes the header, calls the functions, and links with the C object."""
     x = gc.input("class", ("N", 4))  # a word of C++ only
     module = emission("plain", {"new": gc.relu(x)}, batch=2)
-    source = module.write(tmp_path)
+    (source,) = module.write(tmp_path)
     main = tmp_path / "main.cpp"
     main.write_text(
         '#include "plain.h"\n'

@@ -35,7 +35,9 @@ def normed() -> gc.Module:
     h = gc.relu(gc.nn.batch_norm(gc.nn.linear(h, 16, name="fc1"), name="bn3"))
     logits = gc.nn.linear(h, 10, name="fc2")
     loss = gc.losses.cross_entropy(logits, y)
-    return gc.compile({"logits": logits}, loss=loss, optimizer=gc.SGD(lr=0.1, momentum=0.9), batch=8, dtype="float64")
+    return gc.compile(
+        {"logits": logits}, loss=loss, optimizer=gc.SGD(lr=0.1, momentum=0.9), batch=8, dtype="float64"
+    )
 
 
 def test_lenet_inference_is_one_kernel_a_layer() -> None:
@@ -166,7 +168,9 @@ def test_the_second_compilation_comes_from_the_cache(tmp_path, monkeypatch) -> N
 
 def test_dump_writes_every_step(tmp_path) -> None:  # type: ignore[no-untyped-def]
     logits, loss = lenet()
-    gc.compile({"logits": logits}, loss=loss, optimizer=gc.SGD(lr=0.1), batch=2, name="lenet", dump_dir=tmp_path)
+    gc.compile(
+        {"logits": logits}, loss=loss, optimizer=gc.SGD(lr=0.1), batch=2, name="lenet", dump_dir=tmp_path
+    )
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names[0] == "01-written.txt"
     assert {"99-lenet.c", "99-lenet.h"} < set(names)

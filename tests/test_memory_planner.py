@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from itertools import combinations, permutations
 from pathlib import Path
@@ -174,11 +173,8 @@ def test_more_effort_never_gives_a_larger_arena() -> None:
     assert plan_arena(hard_net()).ratio == 1.0
 
 
-def test_a_thousand_buffers_take_no_time() -> None:
-    """Measured: 0.1 to 0.2 s; the limit only catches a change in how the time grows."""
-    start = time.perf_counter()
-    plan_arena(training_net(390, 0))
-    assert time.perf_counter() - start < 5.0
+def test_a_thousand_buffers_meet_the_bound() -> None:
+    assert plan_arena(training_net(390, 0)).ratio == 1.0
 
 
 def test_parts_that_share_no_step_share_the_memory() -> None:

@@ -9,11 +9,11 @@ from functools import lru_cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from graphc.emit import units
 from graphc.emit.comments import call_text, comment_text, kernel_comment
 from graphc.emit.kernels import anchor_context, loop_context, pack_context
 from graphc.emit.naming import kernel_name
 from graphc.emit.prelude import helpers_for
-from graphc.emit import units
 from graphc.emit.text import C_TYPE, SUFFIX, indent, minus, signature, times
 from graphc.emit.update import update_context
 from graphc.lower.loops import PARALLEL_WORK

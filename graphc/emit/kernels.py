@@ -190,7 +190,8 @@ class EpilogueText:
                 continue
             used |= {v for v, s in zip(epilogue.axes, item.access.strides, strict=True) if s != 0}
         if kernel.template == "take":  # the flattened result takes no epilogue but its store
-            self.outer_lines = f"{kernel.operands[epilogue.stores[0].operand].name}[k * {extent(kernel.spec.width)} + d] = acc;"
+            target = kernel.operands[epilogue.stores[0].operand].name
+            self.outer_lines = f"{target}[k * {extent(kernel.spec.width)} + d] = acc;"
         alone = not before and not after and len(stores) == 1 and epilogue.stores[0].value == "acc"
         self.plain = kernel.operands[epilogue.stores[0].operand].name if alone else ""
         self.uses = [axis in used for axis in epilogue.axes]
@@ -206,7 +207,7 @@ def anchor_context(kernel: Kernel, batch: int) -> dict[str, Any]:
     values: dict[str, Any] = {f.name: getattr(spec, f.name) for f in fields(spec)}
     if kernel.template.startswith("conv2d"):
         g = spec.geometry
-        (top, bottom), (left, right) = g.padding
+        (top, _), (left, _) = g.padding
         reach_w = (spec.ow - 1) * g.stride[1] + (spec.kw - 1) * g.dilation[1] - left
         reach_h = (spec.oh - 1) * g.stride[0] + (spec.kh - 1) * g.dilation[0] - top
         values["padded_w"] = left > 0 or reach_w >= spec.w

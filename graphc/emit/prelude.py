@@ -145,7 +145,9 @@ def helpers_for(text: str) -> list[str]:
         for kind, sign in (("max", ">"), ("min", "<")):
             if f"gc_{kind}_lanes_{suffix}(" in text:
                 found.append(_EXTREME.format(T=ctype, S=suffix, kind=kind, sign=sign))
-    found += [_FMA.format(T=_TYPES[s], S=s, F=f) for s, f in (("f", "f"), ("d", "")) if f"gc_fma_{s}(" in text]
+    found += [
+        _FMA.format(T=_TYPES[s], S=s, F=f) for s, f in (("f", "f"), ("d", "")) if f"gc_fma_{s}(" in text
+    ]
     if "gc_first_inside(" in text or "gc_end_inside(" in text:
         found.append(_INSIDE)
     vectors = sorted(set(re.findall(r"\bgc_vec(\d+)_([fd])\b", text)))

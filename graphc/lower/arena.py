@@ -131,12 +131,17 @@ def _share(call: Call, source: int, out: int) -> Call:
 def kept_buffers(calls: Sequence[Call], entry: str) -> frozenset[str]:
     """Return the buffers that a training step keeps across its middle, the kernel that writes the loss."""
     writes_loss = (
-        step for step, call in enumerate(calls) for b in call.buffers if b.space is Space.OUTPUT and b.name == "loss"
+        step
+        for step, call in enumerate(calls)
+        for b in call.buffers
+        if b.space is Space.OUTPUT and b.name == "loss"
     )
     middle = next(writes_loss, None) if entry == "train_step" else None
     if middle is None:
         return frozenset()
-    return frozenset(b.name for b, (first, end) in lifetimes(calls).items() if first < middle and end > middle + 1)
+    return frozenset(
+        b.name for b, (first, end) in lifetimes(calls).items() if first < middle and end > middle + 1
+    )
 
 
 def plan_entry(calls: Sequence[Call], batch: int, kept: frozenset[str] = frozenset()) -> ArenaPlan:

@@ -35,8 +35,8 @@ _MATHS = words(
     "lrint lround modf nan nearbyint nextafter pow remainder remquo rint round scalbln scalbn sin sinh "
     "sqrt tan tanh tgamma trunc j0 j1 jn y0 y1 yn gamma drem exp10 pow10 significand"
 )
-# What values and arrays inside a kernel must not be called: functions that its code may call, and variables of
-# the templates, of the loop nests and of the others.
+# What values and arrays inside a kernel must not be called: functions that its code may call, and variables
+# of the templates, of the loop nests and of the others.
 _LOOP_WORDS = {m + kind for m in _MATHS for kind in ("", "f", "l")} | words(
     "abs labs isnan isinf isfinite signbit memset memcpy snprintf printf block width lane random update inout"
 )
@@ -45,7 +45,7 @@ _ANCHOR_WORDS = words(
     "h w i j k b p q r s d a v g value best tap inside at weights grads count live panel pixel cotangent "
     "factor index channel vector taps"
 )
-_FORM = re.compile(r"([ijs]|base_|pool_)\d*|s\d+_\d+|[ijpq]_(shift|end|reach)|.*_(lanes|best|context|memory)")
+_FORM = re.compile(r"(i|base_|pool_)\d*|s(\d+_)?\d+|[ijpq]_(shift|end|reach)|.*_(lanes|best|memory|context)")
 
 
 def c_name(text: str) -> str:

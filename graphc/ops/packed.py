@@ -123,7 +123,9 @@ class PackedConv2d(Packed):
     @property
     def attributes(self) -> str:
         """The stride, where it is not 1, and the vector."""
-        return f"{self.lanes} channels a vector" + (f", stride {self.stride}" if self.stride != (1, 1) else "")
+        return f"{self.lanes} channels a vector" + (
+            f", stride {self.stride}" if self.stride != (1, 1) else ""
+        )
 
     @property
     def formula(self) -> str:
@@ -135,7 +137,9 @@ class PackedConv2d(Packed):
         x, weight = shapes
         extents = [
             (size - d * (k - 1) - 1) // s + 1
-            for size, k, s, d in zip(_fixed(*x[2:]), _fixed(*weight[2:4]), self.stride, self.dilation, strict=True)
+            for size, k, s, d in zip(
+                _fixed(*x[2:]), _fixed(*weight[2:4]), self.stride, self.dilation, strict=True
+            )
         ]
         return (x[0], self.channels, *extents)
 
@@ -148,8 +152,12 @@ class PackedConv2d(Packed):
         out = np.zeros((len(x), blocks, lanes, oh, ow))
         for i in range(kh):
             for j in range(kw):
-                rows = slice(i * self.dilation[0], i * self.dilation[0] + (oh - 1) * self.stride[0] + 1, self.stride[0])
-                cols = slice(j * self.dilation[1], j * self.dilation[1] + (ow - 1) * self.stride[1] + 1, self.stride[1])
+                rows = slice(
+                    i * self.dilation[0], i * self.dilation[0] + (oh - 1) * self.stride[0] + 1, self.stride[0]
+                )
+                cols = slice(
+                    j * self.dilation[1], j * self.dilation[1] + (ow - 1) * self.stride[1] + 1, self.stride[1]
+                )
                 out += np.einsum("ncyx,bcl->nblyx", x[:, :, rows, cols], weight[:, :, i, j])
         return out.reshape(len(x), blocks * lanes, oh, ow)[:, : self.channels]
 
@@ -159,7 +167,9 @@ class PackedConv2d(Packed):
         c, h, w = _fixed(*image)
         _, _, kh, kw, _ = _fixed(*types[1].shape)
         oh, ow = _fixed(*out.shape[2:])
-        return PackedConvSpec(n, c, h, w, self.channels, kh, kw, oh, ow, self.stride, self.dilation, self.lanes)
+        return PackedConvSpec(
+            n, c, h, w, self.channels, kh, kw, oh, ow, self.stride, self.dilation, self.lanes
+        )
 
     def flops(self, out: TensorType, *types: TensorType) -> Size:
         """Return two operations a tap and output element (idle lanes do not count)."""
@@ -204,8 +214,12 @@ class PackedConv2dBackwardWeight(Packed):
         out = np.zeros((blocks, x.shape[1], *self.kernel, lanes))
         for i in range(self.kernel[0]):
             for j in range(self.kernel[1]):
-                rows = slice(i * self.dilation[0], i * self.dilation[0] + (oh - 1) * self.stride[0] + 1, self.stride[0])
-                cols = slice(j * self.dilation[1], j * self.dilation[1] + (ow - 1) * self.stride[1] + 1, self.stride[1])
+                rows = slice(
+                    i * self.dilation[0], i * self.dilation[0] + (oh - 1) * self.stride[0] + 1, self.stride[0]
+                )
+                cols = slice(
+                    j * self.dilation[1], j * self.dilation[1] + (ow - 1) * self.stride[1] + 1, self.stride[1]
+                )
                 out[:, :, i, j] = np.einsum("ncyx,bnyxl->bcl", x[:, :, rows, cols], grad)
         return out
 

@@ -156,7 +156,12 @@ class _Partition:
             )
             inner = group.nodes[: group.nodes.index(image)] if image in group.nodes else []
             hidden = all(n not in self.results and self._inside(n, group) for n in inner)
-            return image in group.nodes and alone and hidden and self._pools_a_tile(node.op.geometry, image.shape)
+            return (
+                image in group.nodes
+                and alone
+                and hidden
+                and self._pools_a_tile(node.op.geometry, image.shape)
+            )
         return False
 
     def _pools_a_tile(self, geometry: PoolGeometry, image: Shape) -> bool:

@@ -33,7 +33,9 @@ def _rule(node: Node, inputs: tuple[Node, ...]) -> Node | None:
     op = node.op
     if isinstance(op, Conv2d) and op.geometry.groups == 1:
         x, weight = inputs
-        return _convolution(node, _padded(x, op.geometry.padding), weight, op.geometry.stride, op.geometry.dilation)
+        return _convolution(
+            node, _padded(x, op.geometry.padding), weight, op.geometry.stride, op.geometry.dilation
+        )
     if isinstance(op, Conv2dBackwardData) and op.geometry.groups == 1:
         return _backward_data(node, op, *inputs)
     if isinstance(op, Conv2dBackwardWeight) and op.geometry.groups == 1:
@@ -70,11 +72,16 @@ def _convolution(node: Node, image: Node, weight: Node, stride: Pair, dilation: 
 def _backward_data(node: Node, op: Conv2dBackwardData, grad: Node, weight: Node) -> Node | None:
     g: ConvGeometry = op.geometry
     batch, channels, *extents = grad.shape
-    kernel, inner, outer = static_shape(weight.shape[2:]), static_shape(tuple(extents)), static_shape(op.shape[2:])
+    kernel, inner, outer = (
+        static_shape(weight.shape[2:]),
+        static_shape(tuple(extents)),
+        static_shape(op.shape[2:]),
+    )
     spread = [(e - 1) * s + 1 for e, s in zip(inner, g.stride, strict=True)]
     before = [d * (k - 1) - p[0] for d, k, p in zip(g.dilation, kernel, g.padding, strict=True)]
     after = [
-        size + d * (k - 1) - b - s for size, d, k, b, s in zip(outer, g.dilation, kernel, before, spread, strict=True)
+        size + d * (k - 1) - b - s
+        for size, d, k, b, s in zip(outer, g.dilation, kernel, before, spread, strict=True)
     ]
     if min(*before, *after) < 0:
         return None  # more padding than the kernel reaches: the plain kernel crops

@@ -23,7 +23,6 @@ from graphc.ops.reduce import Reduce
 from graphc.passes.generated import is_generated
 from graphc.types import Shape, broadcast_shapes, product, promote
 
-
 _ROUNDS = 20  # every rule makes the graph smaller or moves a view towards the leaves; nets need two or three
 
 

@@ -167,7 +167,7 @@ class _Reader:
         value = self.any(node, depth)
         return value if is_condition(value) else compare(sp.Ne, value, sp.S.Zero)
 
-    def any(self, node: ast.expr, depth: int) -> sp.Basic:
+    def any(self, node: ast.expr, depth: int) -> sp.Basic:  # noqa: RET503  # ``fail`` never returns
         if depth > MAX_DEPTH:
             self.fail(node, f"nested more than {MAX_DEPTH} levels deep")
         match node:

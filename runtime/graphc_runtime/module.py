@@ -423,7 +423,7 @@ class Module:
         Raises:
             CheckpointError: lists every missing, unexpected and wrongly shaped tensor; nothing is changed.
         """
-        targets = {**{n: self.params for n in self.params}, **{n: self.state for n in self.state}}
+        targets = {**dict.fromkeys(self.params, self.params), **dict.fromkeys(self.state, self.state)}
         optional = {
             f"optimizer.{slot}.{name}": (arrays, name)
             for slot, arrays in self.slots.items()
