@@ -55,8 +55,8 @@ def write_results(module: gc.Module, history: History, folder: Path) -> list[Pat
 def first_kernel(source: str, lines: int) -> str:
     """Return the beginning of the first kernel in a C source: its comment and ``lines`` lines at most."""
     text = source.splitlines()
-    # A kernel's comment begins with the name of its function, which no file name is.
-    begin = next((k for k, line in enumerate(text) if re.match(r"/\* \w+: ", line)), 0)
+    # A kernel's comment begins with a line that holds the name of its function and nothing else.
+    begin = next((k for k, line in enumerate(text) if re.match(r"/\* \w+$", line)), 0)
     return "\n".join(text[begin:][:lines])
 
 
