@@ -402,7 +402,11 @@ INDEX = gc.input("i", ("N",), "int32")
         (lambda: gc.nn.linear(X2, 0), RangeError, "features"),
         (lambda: gc.nn.linear(X2, 2.5, name="fc"), RangeError, "fc.*features"),  # type: ignore[arg-type]
         (lambda: gc.nn.linear(gc.flatten(X4, 0), 3), ShapeError, "linear"),
-        (lambda: gc.nn.linear(X2, 3, weight=gc.parameter("w", (3, 4))), ShapeError, r"linear: expected \(N, 4\), got"),
+        (
+            lambda: gc.nn.linear(X2, 3, weight=gc.parameter("w", (3, 4))),
+            ShapeError,
+            r"linear: expected \(N, 4\), got",
+        ),
         (lambda: gc.nn.linear(X2, 3, bias=gc.parameter("b", (1,))), ShapeError, "bias"),
         (lambda: gc.nn.conv2d(X2, 3, 3, name="c"), ShapeError, r"c.*\(N, C, H, W\)"),
         (lambda: gc.nn.conv2d(X4, 3, 9), ShapeError, "conv2d"),
