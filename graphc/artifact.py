@@ -18,10 +18,12 @@ from typing import Any
 import sympy as sp
 
 import graphc_templates
+from graphc import scalar
 from graphc.build import Cache
 from graphc.graph.node import Node, Op, topological
 from graphc.initialisers import Initialiser
 from graphc.ops.leaves import Input, RandomKey, Scope
+from graphc.optim import Optimizer
 from graphc.pipeline import Request
 
 _FILE = "artifact.json"
@@ -87,6 +89,18 @@ class _Describer:
         return f"{type(op).__name__}({', '.join(parts)})"
 
 
+def _formulas(optimizer: Optimizer | None) -> list[str]:
+    """Return the optimizer and its formulas: those of a user's own class may change while its name stays."""
+    if optimizer is None:
+        return []
+    described = [repr(optimizer)]
+    for overrides in ({}, *optimizer.groups.values()):
+        values = {**optimizer.hyperparameters, **overrides}
+        rule = optimizer.rule({name: scalar.number(value) for name, value in values.items()})
+        described += [f"{name} = {_expression(expr)}" for name, expr in (*rule.scalars, *rule.updates)]
+    return described
+
+
 def fingerprint(request: Request, options: Iterable[str] = ()) -> str:
     """Return the digest that identifies what the pipeline would give for a request."""
     roots: dict[str, Node] = {**request.outputs, **{f"metric.{k}": v for k, v in request.metrics.items()}}
@@ -101,7 +115,7 @@ def fingerprint(request: Request, options: Iterable[str] = ()) -> str:
         line = f"{describe.op(node.op)} [{operands}] {node.type} {node.name} {node.source}\n"
         digest.update(line.encode(errors="surrogatepass"))  # names are checked later
     ends = {name: position[node] for name, node in roots.items()}
-    settings = [ends, request.name, request.batch, request.dtype, repr(request.optimizer), list(options)]
+    settings = [ends, request.name, request.batch, request.dtype, _formulas(request.optimizer), list(options)]
     digest.update(json.dumps(settings).encode())
     return digest.hexdigest()
 

@@ -192,3 +192,20 @@ def test_a_large_net_is_split_into_units_that_compute_the_same(monkeypatch: pyte
     for _ in range(3):
         assert float(whole.train_step(x=x, y=y)) == float(split.train_step(x=x, y=y))
     np.testing.assert_array_equal(whole.predict(x=x)["logits"], split.predict(x=x)["logits"])
+
+
+def test_the_cache_sees_a_changed_formula_of_the_users_own_optimizer() -> None:
+    def optimizer(factor: float) -> gc.optim.Optimizer:
+        class Mine(gc.SGD):
+            def rule(self, h: object) -> gc.optim.Rule:
+                return gc.optim.Rule((), (), (("w", gc.optim.W - gc.optim.LR * gc.optim.G * factor),))
+
+        return Mine(lr=0.5)
+
+    def moved(factor: float) -> float:
+        w = gc.parameter("w", (1,), 1.0)
+        module = gc.compile({}, loss=gc.sum(w * 3.0), optimizer=optimizer(factor), dtype="float64")
+        module.train_step()
+        return float(1.0 - module.params["w"][0])
+
+    assert [moved(1), moved(2)] == [1.5, 3.0]

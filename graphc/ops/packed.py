@@ -7,6 +7,7 @@ every other operand is a scalar that is broadcast: the other operands keep their
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -79,9 +80,9 @@ class Packed(Anchor):
         """Return the type of the result; the pass has checked the operands."""
         return types[0].with_shape(self.result(*(t.shape for t in types)))
 
+    @abstractmethod
     def result(self, *shapes: Shape) -> Shape:
         """Return the shape of the result."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
