@@ -10,6 +10,7 @@ from typing import Any
 
 from graphc.emit.packed import packed_facts
 from graphc.emit.text import C_TYPE, SUFFIX, BodyText, extent, linear, literal
+from graphc.ops.pool2d import PoolGeometry
 from graphc.program.ir import Access, Accumulate, Epilogue, Kernel, LoopSpec, Statement, Sweep
 from graphc.types import DType, Extent, Size, at, contiguous_strides, product
 
@@ -264,7 +265,23 @@ def _pool_facts(spec: Any) -> dict[str, Any]:
         "leaves_w": leaves[1],
         "ragged": g.out[0] * g.kernel[0] != spec.h or g.out[1] * g.kernel[1] != spec.w,
         "constant_count": spec.divisor or (None if any(leaves) else g.area),
+        "columns": _columns(g, spec.w),
     }
+
+
+def _columns(g: PoolGeometry, width: int) -> list[SimpleNamespace]:
+    """Return, for every column of a window, the windows x in [begin, end) for which it lies inside the image.
+
+    Column j of window x is column ``x*stride + shift`` of the image.
+    """
+    found = []
+    for j in range(g.kernel[1]):
+        shift = j * g.dilation[1] - g.padding[1]
+        begin = max(0, -(shift // g.stride[1]))
+        end = min(g.out[1], (width - 1 - shift) // g.stride[1] + 1)
+        if begin < end:
+            found.append(SimpleNamespace(j=j, shift=shift, begin=begin, end=end))
+    return found
 
 
 def _matmul_tiles(spec: Any) -> dict[str, Any]:

@@ -44,22 +44,30 @@ static void out_max_pool2d(const float *restrict in, float *restrict out, const 
     GC_PARALLEL_FOR_2(threads)
     for (int64_t n = 0; n < N; n++) {
         for (int64_t c = 0; c < 3; c++) {
+            const float *const image = in + (n * 3 + c) * 81;
             for (int64_t y = 0; y < 5; y++) {
-                for (int64_t x = 0; x < 5; x++) {
-                    const float *image = in + (n * 3 + c) * 81;
-                    float acc = -INFINITY;
-                    const int64_t i_shift = y * 2 - 1;
-                    const int64_t i_end = gc_end_inside(i_shift, 1, 9, 3);
-                    for (int64_t i = gc_first_inside(i_shift, 1); i < i_end; i++) {
-                        const int64_t h = i_shift + i;
-                        const int64_t j_shift = x * 2 - 1;
-                        const int64_t j_end = gc_end_inside(j_shift, 1, 9, 3);
-                        for (int64_t j = gc_first_inside(j_shift, 1); j < j_end; j++) {
-                            const int64_t w = j_shift + j;
-                            const float value = image[h * 9 + w];
-                            if (value > acc || value != value) acc = value;
-                        }
+                float best[5];
+                for (int64_t x = 0; x < 5; x++) best[x] = -INFINITY;
+                const int64_t i_shift = y * 2 - 1;
+                const int64_t i_end = gc_end_inside(i_shift, 1, 9, 3);
+                for (int64_t i = gc_first_inside(i_shift, 1); i < i_end; i++) {
+                    const int64_t h = i_shift + i;
+                    const float *const row = image + h * 9;
+                    for (int64_t x = 1; x < 5; x++) {
+                        const float value = row[x * 2 - 1];
+                        best[x] = (value > best[x] || value != value) ? value : best[x];
                     }
+                    for (int64_t x = 0; x < 5; x++) {
+                        const float value = row[x * 2];
+                        best[x] = (value > best[x] || value != value) ? value : best[x];
+                    }
+                    for (int64_t x = 0; x < 4; x++) {
+                        const float value = row[x * 2 + 1];
+                        best[x] = (value > best[x] || value != value) ? value : best[x];
+                    }
+                }
+                for (int64_t x = 0; x < 5; x++) {
+                    const float acc = best[x];
                     out[n * 75 + c * 25 + y * 5 + x] = acc;
                 }
             }
