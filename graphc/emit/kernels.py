@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any
 
-from graphc.emit.packed import packed_facts
+from graphc.emit.packed import flat_pixels, packed_facts
 from graphc.emit.text import C_TYPE, SUFFIX, BodyText, extent, linear, literal
 from graphc.ops.pool2d import PoolGeometry
 from graphc.program.ir import Access, Accumulate, Epilogue, Kernel, LoopSpec, Statement, Sweep
@@ -204,6 +204,8 @@ def _block(extent_: int) -> int:
 
 def anchor_context(kernel: Kernel, batch: int) -> dict[str, Any]:
     """Return the context of an anchor's template: ``s`` the spec with derived numbers, ``e`` the epilogue."""
+    if kernel.template == "packed_conv2d":
+        kernel = flat_pixels(kernel)
     spec = kernel.spec
     values: dict[str, Any] = {f.name: getattr(spec, f.name) for f in fields(spec)}
     if kernel.template.startswith("conv2d"):
@@ -229,7 +231,7 @@ def anchor_context(kernel: Kernel, batch: int) -> dict[str, Any]:
         "e": EpilogueText(kernel, kernel.epilogue),
         "T": C_TYPE[kernel.dtype],
         "suffix": SUFFIX[kernel.dtype],
-        "form": '"ps"' if kernel.dtype == "float32" else '"pd"',
+        "form": f'"{"ps" if kernel.dtype == "float32" else "pd"}", "{values.get("lanes", 0)}"',
         "V": f"gc_vec{values.get('lanes', 0)}_{SUFFIX[kernel.dtype]}",
         "ctypes": {o.name: C_TYPE[o.dtype] for o in kernel.operands},
     }

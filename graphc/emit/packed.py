@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 from graphc.emit.text import extent
+from graphc.ops.packed import TAPS, Border, PackedConvSpec, tap_channels
 from graphc.program.ir import Kernel
 from graphc.types import Extent
 
 # Sums that run side by side. Two FMA units with a latency of four cycles need eight to be busy, and eight
 # vectors of 64 bytes fit the registers of every instruction set from AVX2 on.
 ACCUMULATORS = 8
-_TAPS = 12  # of the weights' gradient: whole rows of a kernel, up to 11 taps
+_TILE_BYTES = 2**16  # of a padded image: half of what a core's second cache holds, on small machines
+_WEIGHT_BYTES = 2**18
+_MANY_CHANNELS = 32
+_TASKS = 16  # at the least, where there is as much work, so that one slow core does not delay all
 
 
 def packed_facts(kernel: Kernel) -> dict[str, Any]:
@@ -34,43 +39,140 @@ def packed_facts(kernel: Kernel) -> dict[str, Any]:
 
 
 def _convolution_tile(kernel: Kernel) -> dict[str, Any]:
-    """Divide a row of the output (or of pooling windows) into equal tiles."""
+    """Divide a row of the output (or of pooling windows) into equal tiles, and the work into tasks."""
     spec, pool = kernel.spec, kernel.epilogue.pool if kernel.epilogue is not None else None
     rows, step = pool or (1, 1)
     width = spec.ow // step * step
     largest = max(step, ACCUMULATORS // rows // step * step)
-    count = -(-width // largest)
-    tile = -(-width // count // step) * step
+    whole = [t for t in range(largest, largest * 2 // 3, -step) if t % step == 0 and width % t == 0]
+    tile = whole[0] if whole else -(-width // -(-width // largest) // step) * step
+    used, blocks = spec.oh // rows * rows, -(-spec.o // spec.lanes)
     return {
         "tile": tile,
         "tiles": width // tile,
         "rest": width % tile,
-        "rows_used": spec.oh // rows * rows,
-        "blocks": -(-spec.o // spec.lanes),
+        "rows_used": used,
+        "blocks": blocks,
+        "strip": 0,
+        "padded": None,
+        **_image_tile(spec, rows, used, blocks, tile),
     }
+
+
+def _image_tile(spec: PackedConvSpec, rows: int, used: int, blocks: int, tile: int) -> dict[str, Any]:
+    """Choose whether a task reads the image from a copy of its own: for a border, or for many channels.
+
+    The channels of a pixel are a whole image apart: read in place, they miss in every cache and in the TLB.
+    """
+    if spec.oh == 1 and (spec.kh, spec.kw) == (1, 1) and not spec.border and spec.c >= _MANY_CHANNELS:
+        return _strip(spec, blocks, tile)
+    if spec.border or (spec.c >= _MANY_CHANNELS and spec.tile_bytes(rows) <= _TILE_BYTES):
+        return _padded_tile(spec, rows, used, blocks)
+    return {}
+
+
+def _strip(spec: PackedConvSpec, blocks: int, tile: int) -> dict[str, Any]:
+    """Divide a long row of single pixels into equal strips; where none fits, the image is read in place."""
+    widths = [w for w in range(tile, spec.ow + 1, tile) if spec.ow % w == 0]
+    fitting = [w for w in widths if spec.c * w * spec.itemsize <= 2 * _TILE_BYTES]
+    if not fitting:
+        return {}
+    strip = fitting[-1]
+    return {
+        "strip": strip,
+        "tiles": strip // tile,
+        "rest": 0,
+        **_groups(spec, blocks, spec.ow // strip),
+    }
+
+
+def _groups(spec: PackedConvSpec, blocks: int, parts: int) -> dict[str, int]:
+    """Choose the blocks of channels that one task computes.
+
+    As many as have weights that a core's cache holds, but so few that there are enough tasks for several
+    threads at a batch of one.
+    """
+    weights = spec.c * spec.kh * spec.kw * spec.lanes * spec.itemsize
+    together = max(1, min(_WEIGHT_BYTES // weights, blocks * parts // _TASKS, blocks))
+    return {"together": together, "groups": -(-blocks // together)}
+
+
+def flat_pixels(kernel: Kernel) -> Kernel:
+    """Return a convolution of single pixels as one over a single long row, where its epilogue allows it.
+
+    before: 14 rows of 14 pixels        after: one row of 196 pixels, which has no short ends
+    """
+    spec, epilogue = kernel.spec, kernel.epilogue
+    alone = (spec.kh, spec.kw) == (1, 1) and spec.stride == (1, 1) and not spec.border
+    if not alone or epilogue is None or epilogue.pool or spec.oh == 1:
+        return kernel
+
+    def flat(item: Any) -> Any:
+        n, o, _, x = item.access.strides
+        return replace(item, access=replace(item.access, strides=(n, o, 0, x)))
+
+    items = [i for i in (*epilogue.statements, *epilogue.stores) if hasattr(i, "access")]
+    if any(i.access.strides[2] != i.access.strides[3] * spec.ow for i in items):
+        return kernel
+    statements = tuple(flat(i) if hasattr(i, "access") else i for i in epilogue.statements)
+    stores = tuple(flat(i) for i in epilogue.stores)
+    size = spec.h * spec.w
+    return replace(
+        kernel,
+        spec=replace(spec, h=1, w=size, oh=1, ow=size),
+        epilogue=replace(epilogue, statements=statements, stores=stores),
+    )
+
+
+def _padded_tile(spec: PackedConvSpec, rows: int, used: int, blocks: int) -> dict[str, Any]:
+    """Choose the rows of the output that one tile of the padded image serves."""
+    fitting = [r for r in range(rows, used + 1, rows) if spec.tile_bytes(r) <= _TILE_BYTES]
+    bands = -(-used // (fitting[-1] if fitting else rows))
+    band = -(-used // bands // rows) * rows
+    bands = -(-used // band)
+    height, width = spec.tile_extents(band)
+    padded = border_facts(spec.border, spec.h, spec.w, height, width)
+    return {"padded": padded, "band": band, "bands": bands, **_groups(spec, blocks, bands)}
+
+
+def border_facts(border: Border, h: int, w: int, height: int, width: int) -> SimpleNamespace:
+    """Return what a template needs to fill a tile of (height, width) with rows of the bordered image."""
+    (top, _), (left, _) = border.padding
+    return SimpleNamespace(
+        h=height,
+        w=width,
+        top=top,
+        left=left,
+        rows=(h - 1) * border.spread[0] + 1,  # from the first row of pixels to the last
+        spread=border.spread,
+        count=min(w, max(0, -(-(width - left) // border.spread[1]))),  # pixels of a row that are read
+    )
 
 
 def _tap_tile(spec: Any) -> dict[str, Any]:
     """Choose the taps that are summed side by side: rows of one kernel, or small kernels of several channels."""
     area = spec.kh * spec.kw
     dy, dx = spec.dilation
-    across = 2 * area <= _TAPS
+    channels = tap_channels(spec)
+    across = 2 * area <= TAPS
     if across:
-        channels = max(t for t in range(1, _TAPS // area + 1) if spec.c % t == 0)
         rows, groups = spec.kh, spec.c // channels
     else:
-        channels = 1
-        rows = max([1, *(r for r in range(1, spec.kh + 1) if spec.kh % r == 0 and r * spec.kw <= _TAPS)])
+        rows = max([1, *(r for r in range(1, spec.kh + 1) if spec.kh % r == 0 and r * spec.kw <= TAPS)])
         groups = spec.c * (spec.kh // rows)
-    plane = spec.h * spec.w
+    h, w = spec.tile_extents(spec.oh) if spec.border else (spec.h, spec.w)
+    padded = border_facts(spec.border, spec.h, spec.w, h, w) if spec.border else None
     taps = [
-        SimpleNamespace(offset=c * plane + i * dy * spec.w + j * dx, place=(c * spec.kh + i) * spec.kw + j)
+        SimpleNamespace(offset=(c * h + i * dy) * w + j * dx, place=(c * spec.kh + i) * spec.kw + j)
         for c in range(channels)
         for i in range(rows)
         for j in range(spec.kw)
     ]
     return {
         "taps": taps,
+        "padded": padded,
+        "image_h": h,
+        "image_w": w,
         "tile_channels": channels,
         "tile_rows": rows,
         "groups": groups,

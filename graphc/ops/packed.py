@@ -15,7 +15,7 @@ import numpy as np
 
 from graphc.graph.node import Op
 from graphc.ops.anchor import Anchor
-from graphc.types import Shape, Size, TensorType, product
+from graphc.types import ITEMSIZE, Shape, Size, TensorType, product
 
 Pair = tuple[int, int]
 
@@ -86,8 +86,45 @@ class Packed(Anchor):
 
 
 @dataclass(frozen=True)
+class Border:
+    """What surrounds an image's pixels: rows and columns of zeros, and zeros between pixels.
+
+    ``spread`` is the distance from one pixel to the next in the bordered image. Nothing of this is stored:
+    a kernel copies the rows that it is about to read into a tile of its own, zeros included.
+    """
+
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    spread: Pair = (1, 1)
+
+    def __bool__(self) -> bool:
+        """Return whether there is any zero."""
+        return self != Border()
+
+    def __str__(self) -> str:
+        """Return what is not the default."""
+        text = f", padding {self.padding}" if self.padding != ((0, 0), (0, 0)) else ""
+        return text + (f", pixels {self.spread} apart" if self.spread != (1, 1) else "")
+
+    def extents(self, h: int, w: int) -> Pair:
+        """Return the extents of the bordered image."""
+        rows, columns = (
+            (size - 1) * s + 1 + sum(p) for size, s, p in zip((h, w), self.spread, self.padding, strict=True)
+        )
+        return rows, columns
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """Return the bordered images (n, c, h, w)."""
+        n, c, h, w = x.shape
+        out = np.zeros((n, c, *self.extents(h, w)))
+        (top, _), (left, _) = self.padding
+        rows = slice(top, top + (h - 1) * self.spread[0] + 1, self.spread[0])
+        out[:, :, rows, left : left + (w - 1) * self.spread[1] + 1 : self.spread[1]] = x
+        return out
+
+
+@dataclass(frozen=True)
 class PackedConvSpec:
-    """Loops of a packed convolution over an image that is padded already."""
+    """Loops of a packed convolution; (h, w) are the extents without the border."""
 
     n: Size
     c: int
@@ -101,6 +138,29 @@ class PackedConvSpec:
     stride: Pair
     dilation: Pair
     lanes: int
+    border: Border
+    itemsize: int
+
+    def tile_extents(self, rows: int) -> Pair:
+        """Return the rows and columns of the bordered image that ``rows`` rows of the output read."""
+        return (
+            (rows - 1) * self.stride[0] + (self.kh - 1) * self.dilation[0] + 1,
+            (self.ow - 1) * self.stride[1] + (self.kw - 1) * self.dilation[1] + 1,
+        )
+
+    def tile_bytes(self, rows: int, channels: int | None = None) -> int:
+        """Return the size of such a tile of all channels, or of some."""
+        height, width = self.tile_extents(rows)
+        return (channels or self.c) * height * width * self.itemsize
+
+
+TAPS = 12  # of the weights' gradient, summed side by side: whole rows of a kernel, up to 11 taps
+
+
+def tap_channels(spec: PackedConvSpec) -> int:
+    """Return how many channels of small kernels the weights' gradient sums side by side."""
+    area = spec.kh * spec.kw
+    return max(t for t in range(1, max(1, TAPS // area) + 1) if spec.c % t == 0) if 2 * area <= TAPS else 1
 
 
 def _fixed(*sizes: Size) -> tuple[int, ...]:
@@ -111,7 +171,7 @@ def _fixed(*sizes: Size) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class PackedConv2d(Packed):
-    """A convolution of x (n, c, h, w) with weights (o/lanes, c, kh, kw, lanes), without padding."""
+    """A convolution of x (n, c, h, w) within its border with weights (o/lanes, c, kh, kw, lanes)."""
 
     label: ClassVar[str] = "conv2d"
     template: ClassVar[str] = "packed_conv2d"
@@ -120,34 +180,36 @@ class PackedConv2d(Packed):
     stride: Pair
     dilation: Pair
     lanes: int
+    border: Border = Border()
 
     @property
     def attributes(self) -> str:
         """The stride, where it is not 1, and the vector."""
-        return f"{self.lanes} channels a vector" + (
-            f", stride {self.stride}" if self.stride != (1, 1) else ""
-        )
+        stride = f", stride {self.stride}" if self.stride != (1, 1) else ""
+        return f"{self.lanes} channels a vector{stride}{self.border}"
 
     @property
     def formula(self) -> str:
         """The sum."""
-        return "out[n][o][y][x] = sum_{c,i,j} in[n][c][y*sy + i*dy][x*sx + j*dx] * weight[o/lanes][c][i][j][o%lanes]"
+        image = "padded" if self.border else "in"
+        return (
+            f"out[n][o][y][x] = sum_{{c,i,j}} {image}[n][c][y*sy + i*dy][x*sx + j*dx] "
+            "* weight[o/lanes][c][i][j][o%lanes]"
+        )
 
     def result(self, *shapes: Shape) -> Shape:
         """Return (n, channels, oh, ow)."""
         x, weight = shapes
-        extents = [
-            (size - d * (k - 1) - 1) // s + 1
-            for size, k, s, d in zip(
-                _fixed(*x[2:]), _fixed(*weight[2:4]), self.stride, self.dilation, strict=True
-            )
-        ]
+        h, w = _fixed(*x[2:])
+        sizes = self.border.extents(h, w), _fixed(*weight[2:4]), self.stride, self.dilation
+        extents = [(size - d * (k - 1) - 1) // s + 1 for size, k, s, d in zip(*sizes, strict=True)]
         return (x[0], self.channels, *extents)
 
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Sum over the taps."""
         x, weight = arrays
         _, _, oh, ow = self.result(x.shape, weight.shape)
+        x = self.border.apply(x)
         assert isinstance(oh, int) and isinstance(ow, int)
         blocks, _, kh, kw, lanes = weight.shape
         out = np.zeros((len(x), blocks, lanes, oh, ow))
@@ -169,8 +231,9 @@ class PackedConv2d(Packed):
         _, _, kh, kw, _ = _fixed(*types[1].shape)
         oh, ow = _fixed(*out.shape[2:])
         return PackedConvSpec(
-            n, c, h, w, self.channels, kh, kw, oh, ow, self.stride, self.dilation, self.lanes
-        )
+            n, c, h, w, self.channels, kh, kw, oh, ow, self.stride, self.dilation, self.lanes, self.border,
+            ITEMSIZE[out.dtype],
+        )  # fmt: skip
 
     def flops(self, out: TensorType, *types: TensorType) -> Size:
         """Return two operations a tap and output element (idle lanes do not count)."""
@@ -192,16 +255,18 @@ class PackedConv2dBackwardWeight(Packed):
     stride: Pair
     dilation: Pair
     lanes: int
+    border: Border = Border()
 
     @property
     def attributes(self) -> str:
         """The kernel and the vector."""
-        return f"kernel {self.kernel}, {self.lanes} channels a vector"
+        return f"kernel {self.kernel}, {self.lanes} channels a vector{self.border}"
 
     @property
     def formula(self) -> str:
         """The sum."""
-        return "out[b][c][i][j][l] = sum_{n,y,x} grad[b][n][y][x][l] * in[n][c][y*sy + i*dy][x*sx + j*dx]"
+        image = "padded" if self.border else "in"
+        return f"out[b][c][i][j][l] = sum_{{n,y,x}} grad[b][n][y][x][l] * {image}[n][c][y*sy + i*dy][x*sx + j*dx]"
 
     def result(self, *shapes: Shape) -> Shape:
         """Return (blocks, c, kh, kw, lanes)."""
@@ -211,6 +276,7 @@ class PackedConv2dBackwardWeight(Packed):
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Correlate tap by tap."""
         x, grad = arrays
+        x = self.border.apply(x)
         blocks, _, oh, ow, lanes = grad.shape
         out = np.zeros((blocks, x.shape[1], *self.kernel, lanes))
         for i in range(self.kernel[0]):
@@ -230,8 +296,9 @@ class PackedConv2dBackwardWeight(Packed):
         c, h, w = _fixed(*image)
         blocks, oh, ow, lanes = _fixed(types[1].shape[0], *types[1].shape[2:])
         return PackedConvSpec(
-            n, c, h, w, blocks * lanes, *self.kernel, oh, ow, self.stride, self.dilation, self.lanes
-        )
+            n, c, h, w, blocks * lanes, *self.kernel, oh, ow, self.stride, self.dilation, self.lanes,
+            self.border, ITEMSIZE[out.dtype],
+        )  # fmt: skip
 
     def flops(self, out: TensorType, *types: TensorType) -> Size:
         """Return two operations a tap and cotangent element."""

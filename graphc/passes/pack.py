@@ -1,12 +1,13 @@
 """Give convolutions and matrix products the layout that their kernels are fast on.
 
 before: conv2d(x, w; padding 1)
-after:  conv2d(pad(x), pack(w); 16 channels a vector)
+after:  conv2d(x, pack(w); 16 channels a vector, padding 1)
 
 Only one operand is packed: the weights (once for all calls in inference, where everything that depends on
 parameters alone is folded), or the cotangent where weights are differentiated. The gradient for the
 input is a convolution of the cotangent, padded and spread out by the stride, with the flipped weights.
-Grouped convolutions and batched products stay as they are.
+Padded images exist in the kernels' tiles alone; where such a tile would be too large for a thread's stack,
+the padded image is stored. Grouped convolutions and batched products stay as they are.
 """
 
 from __future__ import annotations
@@ -17,11 +18,21 @@ from dataclasses import replace
 from graphc.graph.node import Node, apply, rebuild
 from graphc.ops.conv2d import Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, ConvGeometry, Pair
 from graphc.ops.matmul import MatMul
-from graphc.ops.movement import Flip, Place, pad, reshape, transpose
-from graphc.ops.packed import Pack, PackedConv2d, PackedConv2dBackwardWeight, PackedMatMul
+from graphc.ops.movement import Flip, Place, reshape, transpose
+from graphc.ops.packed import (
+    Border,
+    Pack,
+    PackedConv2d,
+    PackedConv2dBackwardWeight,
+    PackedMatMul,
+    tap_channels,
+)
 from graphc.types import ITEMSIZE, static_shape
 
 _VECTOR_BYTES = 64
+# A kernel's tile of a padded image lives on its thread's stack.
+_TILE_BYTES = 2**18
+_POOLED_ROWS = 3  # the rows of the output that a tile serves at the least, where pooling is fused
 
 
 def pack(outputs: Mapping[str, Node]) -> dict[str, Node]:
@@ -33,9 +44,8 @@ def _rule(node: Node, inputs: tuple[Node, ...]) -> Node | None:
     op = node.op
     if isinstance(op, Conv2d) and op.geometry.groups == 1:
         x, weight = inputs
-        return _convolution(
-            node, _padded(x, op.geometry.padding), weight, op.geometry.stride, op.geometry.dilation
-        )
+        g = op.geometry
+        return _convolution(node, x, weight, g.stride, g.dilation, Border(g.padding))
     if isinstance(op, Conv2dBackwardData) and op.geometry.groups == 1:
         return _backward_data(node, op, *inputs)
     if isinstance(op, Conv2dBackwardWeight) and op.geometry.groups == 1:
@@ -51,32 +61,27 @@ def lanes_for(node: Node, channels: int) -> int:
     return full // 2 if channels <= full // 2 else full
 
 
-def _padded(x: Node, padding: tuple[Pair, Pair], copy: int = 0) -> Node:
-    """Return the image with a border of zeros.
-
-    The backward pass pads again (as another ``copy``): keeping the padded image of the forward pass beside
-    the plain one would cost as much memory as the convolution's input.
-    """
-    widths = ((0, 0), (0, 0), *padding)
-    image = pad(x, widths)
-    return image if image is x else apply(replace(image.op, copy=copy), (x,))  # type: ignore[type-var]
+def _bordered(x: Node, border: Border) -> Node:
+    """Return the image with its border in memory."""
+    n, c, h, w = x.shape
+    assert isinstance(h, int) and isinstance(w, int)
+    (top, _), (left, _) = border.padding
+    return Place((n, c, *border.extents(h, w)), (0, 0, top, left), (1, 1, *border.spread), 0.0)(x)
 
 
-def _convolution(node: Node, image: Node, weight: Node, stride: Pair, dilation: Pair) -> Node:
+def _convolution(node: Node, x: Node, weight: Node, stride: Pair, dilation: Pair, border: Border) -> Node:
     channels = static_shape(weight.shape)[0]
     lanes = lanes_for(node, channels)
-    op = PackedConv2d(channels, stride, dilation, lanes)
-    return apply(op, (image, Pack(0, lanes)(weight, name=weight.name)), node.name, node.source)
+    packed = Pack(0, lanes)(weight, name=weight.name)
+    op = PackedConv2d(channels, stride, dilation, lanes, border)
+    if border and op.spec(node.type, x.type, packed.type).tile_bytes(_POOLED_ROWS) > _TILE_BYTES:
+        op, x = replace(op, border=Border()), _bordered(x, border)
+    return apply(op, (x, packed), node.name, node.source)
 
 
 def _backward_data(node: Node, op: Conv2dBackwardData, grad: Node, weight: Node) -> Node | None:
     g: ConvGeometry = op.geometry
-    batch, channels, *extents = grad.shape
-    kernel, inner, outer = (
-        static_shape(weight.shape[2:]),
-        static_shape(tuple(extents)),
-        static_shape(op.shape[2:]),
-    )
+    kernel, inner, outer = (static_shape(shape[2:]) for shape in (weight.shape, grad.shape, op.shape))
     spread = [(e - 1) * s + 1 for e, s in zip(inner, g.stride, strict=True)]
     before = [d * (k - 1) - p[0] for d, k, p in zip(g.dilation, kernel, g.padding, strict=True)]
     after = [
@@ -85,12 +90,9 @@ def _backward_data(node: Node, op: Conv2dBackwardData, grad: Node, weight: Node)
     ]
     if min(*before, *after) < 0:
         return None  # more padding than the kernel reaches: the plain kernel crops
-    shape = (batch, channels, *(b + s + a for b, s, a in zip(before, spread, after, strict=True)))
-    image = grad
-    if shape != grad.shape:
-        image = Place(shape, (0, 0, *before), (1, 1, *g.stride), 0.0)(grad)
+    border = Border(((before[0], after[0]), (before[1], after[1])), g.stride)
     flipped = Flip((2, 3))(transpose(weight, (1, 0, 2, 3)))
-    return _convolution(node, image, flipped, (1, 1), g.dilation)
+    return _convolution(node, grad, flipped, (1, 1), g.dilation, border)
 
 
 def _backward_weight(node: Node, op: Conv2dBackwardWeight, x: Node, grad: Node) -> Node:
@@ -99,8 +101,13 @@ def _backward_weight(node: Node, op: Conv2dBackwardWeight, x: Node, grad: Node) 
     lanes = lanes_for(node, channels)
     blocks = -(-channels // lanes)
     packed = Pack(1, lanes)(grad)
-    kernel = PackedConv2dBackwardWeight((kh, kw), g.stride, g.dilation, lanes)
-    out = apply(kernel, (_padded(x, g.padding, copy=1), packed), node.name, node.source)
+    border = Border(g.padding)
+    kernel = PackedConv2dBackwardWeight((kh, kw), g.stride, g.dilation, lanes, border)
+    if border:
+        spec = kernel.spec(node.type, x.type, packed.type)
+        if spec.tile_bytes(spec.oh, tap_channels(spec)) > _TILE_BYTES:
+            kernel, x = replace(kernel, border=Border()), _bordered(x, border)
+    out = apply(kernel, (x, packed), node.name, node.source)
     plain = reshape(transpose(out, (0, 4, 1, 2, 3)), (blocks * lanes, c, kh, kw))
     return plain if channels == blocks * lanes else plain[:channels]
 
