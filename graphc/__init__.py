@@ -21,6 +21,7 @@ from graphc.errors import GraphcError
 from graphc.functional import log_softmax, logsumexp, one_hot, pick, softmax
 from graphc.graph.node import Node as Tensor
 from graphc.graph.text import print_graph
+from graphc.layers import LayerRow, layers, layers_table
 from graphc.nn import flatten
 from graphc.ops.control import bounded, mode_switch, stop_gradient, updating
 from graphc.ops.elementwise import (
@@ -82,6 +83,7 @@ __all__ = [
     "AdamW",
     "BuildOptions",
     "GraphcError",
+    "LayerRow",
     "Module",
     "Tensor",
     "abs",
@@ -113,6 +115,8 @@ __all__ = [
     "hard_swish",
     "initialisers",
     "input",
+    "layers",
+    "layers_table",
     "leaky_relu",
     "less",
     "less_equal",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,13 +19,16 @@ from graphc.build import BuildOptions, Cache, build_extension
 from graphc.emit.c import ABI, Emitted, emit_c
 from graphc.errors import GraphError, RangeError, UnknownNameError
 from graphc.graph.node import Node
-from graphc.initialisers import stream
+from graphc.initialisers import Array as ArrayInitialiser
+from graphc.initialisers import Initialiser, stream
 from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
 from graphc.pipeline import Compiled, Dump, Request, compile_program, initialisers_of
 from graphc.program.ir import Argument, Program
 from graphc.types import Size, check_dtype, coefficients_of
 from graphc_runtime.module import Module as RuntimeModule
+
+_DRAWN_LATER = 2**14  # elements; below that a value is drawn at once
 
 
 class Module(RuntimeModule):
@@ -106,11 +110,25 @@ def _make_artifact(request: Request, nan_guard: bool, dump: Dump | None = None) 
     return Artifact(manifest, emitted.sources, emitted.cdef, plans)
 
 
-def _initial_values(request: Request, artifact: Artifact, seed: int) -> dict[str, np.ndarray]:
-    """Return the first values of parameters, constants and state."""
+def _initial_values(
+    request: Request, artifact: Artifact, seed: int
+) -> dict[str, np.ndarray | Callable[[], np.ndarray]]:
+    """Return the first values of parameters, constants and state; those of many random numbers as functions.
+
+    What the user gave as an array is checked now, so that a wrong shape is reported by ``compile``.
+    """
     shapes = {s["name"]: tuple(s["shape"]) for kind in ("params", "states") for s in artifact.manifest[kind]}
     initial = initialisers_of(request)
-    return {name: initial[name](shape, stream(seed, name)) for name, shape in shapes.items()}
+    values: dict[str, np.ndarray | Callable[[], np.ndarray]] = {}
+    for name, shape in shapes.items():
+        draw = partial(_draw, initial[name], shape, seed, name)
+        later = math.prod(shape) >= _DRAWN_LATER and not isinstance(initial[name], ArrayInitialiser)
+        values[name] = draw if later else draw()
+    return values
+
+
+def _draw(initial: Initialiser, shape: tuple[int, ...], seed: int, name: str) -> np.ndarray:
+    return initial(shape, stream(seed, name))
 
 
 def _request(

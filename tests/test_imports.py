@@ -30,14 +30,14 @@ LAYERS = [
     ["graphc.lower"],
     ["graphc.emit"],
     ["graphc.pipeline"],
-    ["graphc.artifact"],
+    ["graphc.artifact", "graphc.layers"],
     ["graphc.api"],
     ["graphc"],
     ["graphc.cli", "graphc.__main__"],
 ]
 # Third-party packages that a function may import for itself: extras that may be missing, and what costs more
 # time to import than a build takes that is found in the cache.
-DEFERRED = {"_cffi_backend", "cffi", "filelock", "matplotlib", "platformdirs", "safetensors", "tqdm"}
+DEFERRED = {"_cffi_backend", "cffi", "filelock", "matplotlib", "platformdirs", "safetensors", "torch", "tqdm"}
 # The compiler shares the runtime's errors; only what joins the two may use the rest of it.
 JOINS = ("graphc.api", "graphc.cli")
 
@@ -168,6 +168,12 @@ def test_no_function_imports_what_belongs_to_the_top() -> None:
         if i.late and i.imported.split(".")[0] not in allowed and i.imported not in need_an_extra
     ]
     assert wrong == []
+
+
+def test_only_the_converter_imports_pytorch() -> None:
+    assert {(i.importer, i.late) for i in IMPORTS if i.imported.split(".")[0] == "torch"} == {
+        ("graphc.cli.convert", True)
+    }
 
 
 def test_there_is_no_cycle() -> None:

@@ -1,4 +1,4 @@
-"""The command ``graphc``: demo, train, inspect."""
+"""The command ``graphc``: demo, train, inspect, convert."""
 
 from graphc.cli.main import main
 

@@ -1,46 +1,54 @@
-"""``graphc inspect``: prints what a net was compiled to."""
+"""``graphc inspect``: prints what a net was compiled to, or its layers before that."""
 
 from __future__ import annotations
 
 import argparse
-import runpy
-import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import graphc as gc
+from graphc.cli import places
 from graphc.cli.nets import compile_net
-from graphc.errors import GraphError, UnknownNameError
+from graphc.errors import RangeError
 from graphc.passes.fuse import print_groups
 from graphc.pipeline import entry_groups
 
 NAME = "inspect"
-SUMMARY = "print a net's graph, kernels, memory plan or generated C"
-DESCRIPTION = """\
-Prints what a net was compiled to. FILE.py:NAME is a compiled module, a tensor, a dict of named tensors, or a
-function without arguments that returns one of these; the file is run to get it. Without it, the net is
-the LeNet of the demo."""
+SUMMARY = "print a net's layers, graph, kernels, memory plan or generated C"
+DESCRIPTION = f"""\
+Prints what a net was compiled to, or with --show layers, without compiling it, its layers with their
+shapes, parameters, multiply-accumulates and bytes in inference. Without NET it is the LeNet of the demo.
+
+{places.SYNTAX}
+
+A ready-made net is compiled with cross-entropy and SGD."""
 EXAMPLES = """\
 examples:
   graphc inspect
+  graphc inspect model:resnet18 --show layers
+  graphc inspect model:resnet_cifar,depth=32 --show plan --mode train --batch 64
   graphc inspect --show kernels --mode train
   graphc inspect model.py:module --show source"""
 
-_VIEWS = ("graph", "kernels", "plan", "source")
+_VIEWS = ("layers", "graph", "kernels", "plan", "source")
 _MODES = {"inference": "predict", "train": "train_step", "evaluate": "evaluate"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("net", nargs="?", metavar="FILE.py:NAME", help="default: the LeNet of the demo")
-    parser.add_argument("--show", choices=_VIEWS, default="kernels", help="default: kernels")
-    parser.add_argument("--mode", choices=sorted(_MODES), default="inference", help="default: inference")
+    add = parser.add_argument
+    add("net", nargs="?", metavar=places.METAVAR, help="default: the LeNet of the demo")
+    add("--show", choices=_VIEWS, default="kernels", help="default: kernels")
+    add(
+        "--mode", choices=sorted(_MODES), default="inference", help="default: inference; layers have no other"
+    )
+    add("--batch", type=int, help="the largest batch (default: 1; 64 for the LeNet of the demo)")
 
 
 def run(options: argparse.Namespace) -> None:
     """Print the chosen view."""
-    module = compile_net("lenet") if options.net is None else _find(options.net)
+    if options.show == "layers":
+        print(gc.layers_table(gc.layers(_outputs(options.net or "model:lenet"))), end="")
+        return
+    module = _module(options.net, options.batch)
     entry = _MODES[options.mode]
     if options.show == "source":
         print("\n".join(module.source.values()))
@@ -54,34 +62,31 @@ def run(options: argparse.Namespace) -> None:
         print(plan.table(), end="")
 
 
-def _find(place: str) -> gc.Module:
-    """Return the module at ``FILE.py:NAME``.
-
-    Raises: UnknownNameError, GraphError.
-    """
-    file, colon, name = place.rpartition(":")
-    path = Path(file)
-    if not colon or not name.isidentifier() or not path.is_file():
-        raise UnknownNameError(f"{place}: expected FILE.py:NAME with the name of a module or a tensor in it")
-    # The file may import its neighbours, as when Python runs it.
-    sys.path.insert(0, str(path.absolute().parent))
-    try:
-        names = runpy.run_path(str(path), run_name="graphc_inspected")
-    except SyntaxError as error:
-        raise GraphError(f"{path}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    if name not in names:
-        raise UnknownNameError(f"{path} defines no {name!r}")
-    found: Any = names[name]
-    return _as_module(found() if callable(found) else found, place)
-
-
-def _as_module(found: Any, place: str) -> gc.Module:
-    if isinstance(found, gc.Module):
+def _outputs(place: str) -> places.Tensors:
+    """Return the tensors that the net at a place predicts."""
+    found = places.find(place)
+    if isinstance(found, dict):
         return found
-    if isinstance(found, gc.Tensor) or (
-        isinstance(found, Mapping) and found and all(isinstance(v, gc.Tensor) for v in found.values())
-    ):
-        return gc.compile(found)
-    raise GraphError(f"{place} is {type(found).__name__}; expected a module, a tensor or a dict of tensors")
+    return found._request.outputs  # as written; found.compiled has been rewritten, and may take long
+
+
+def _module(place: str | None, batch: int | None) -> gc.Module:
+    """Return the net at a place, compiled."""
+    if place is None:
+        return compile_net("lenet") if batch is None else compile_net("lenet", batch=batch)
+    found = places.find(place)
+    if isinstance(found, gc.Module):
+        if batch is not None:
+            raise RangeError(f"--batch {batch}: {place} is compiled already, for a batch of {found.batch}")
+        return found
+    batch = 1 if batch is None else batch
+    if not places.is_model(place):
+        return gc.compile(found, batch=batch)
+    y = gc.input("y", ("N",), dtype="int32")
+    main, *auxiliary = (gc.losses.cross_entropy(logits, y) for logits in found.values())
+    loss = main
+    for other in auxiliary:  # those of GoogLeNet, with the weight of its paper
+        loss = loss + 0.3 * other
+    return gc.compile(
+        found, loss=loss, optimizer=gc.SGD(lr=0.05, momentum=0.9), batch=batch, name=places.model_name(place)
+    )

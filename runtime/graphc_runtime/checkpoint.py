@@ -30,6 +30,7 @@ _DTYPES = frozenset(
 _LENGTH_BYTES = 8  # the file begins with the header's length: a little-endian uint64
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _LEFTOVER_SECONDS = 3600.0  # a temporary file that nobody has written to for this long has lost its writer
+_COUNTERS = ("graphc.step", "graphc.seed")  # a training state's own, beside weights and the optimizer's slots
 _MISSING = "saving and loading needs safetensors, which is not installed: pip install graphc[train]"
 
 
@@ -83,6 +84,45 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, npt.NDArray[Any]
     except (OSError, SafetensorError, TypeError, KeyError) as error:
         # TypeError and KeyError: dtypes that NumPy lacks, such as bfloat16.
         raise CheckpointError(f"cannot read {os.fspath(path)}: {error}") from error
+
+
+def check_fit(
+    what: str,
+    tensors: Mapping[str, Any],
+    required: Mapping[str, tuple[int, ...]],
+    optional: Mapping[str, tuple[int, ...]],
+    strict: bool = True,
+) -> None:
+    """Every tensor is an array of numbers, and of the shape that ``required`` or ``optional`` give for its name.
+
+    ``strict`` asks for all that are required and refuses names that neither of them knows, but for PyTorch's
+    counts of the batches that a batch norm has seen.
+
+    Raises: CheckpointError that lists every missing, unexpected and wrongly shaped tensor of ``what``.
+    """
+    shapes = {**required, **optional}
+    problems = [f"missing {name}" for name in required if strict and name not in tensors]
+    problems += [
+        f"unexpected {name}"
+        for name in tensors
+        if strict and name not in shapes and name not in _COUNTERS and not is_batch_count(name)
+    ]
+    for name, value in tensors.items():
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+            got = f"dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+            problems.append(f"{name}: expected an array of numbers, got {got}")
+        elif name in _COUNTERS:
+            if value.size != 1 or value.dtype.kind not in "iu" or value.min() < 0:
+                problems.append(f"{name}: expected one non-negative integer, got {value.dtype} {value.shape}")
+        elif name in shapes and value.shape != shapes[name]:
+            problems.append(f"{name}: expected shape {shapes[name]}, got {value.shape}")
+    if problems:
+        raise CheckpointError("\n  ".join([f"the tensors do not fit {what}:", *problems]))
+
+
+def is_batch_count(name: str) -> bool:
+    """Whether a tensor is one that PyTorch's batch norms store and graphc has no use for."""
+    return name.split(".")[-1] == "num_batches_tracked"
 
 
 def _serialise(

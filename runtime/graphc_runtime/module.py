@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, MutableMapping
+import os
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from graphc_runtime.checkpoint import load_state, save_state
+from graphc_runtime.checkpoint import check_fit, load_state, save_state
 from graphc_runtime.errors import (
     BuildError,
-    CheckpointError,
     DTypeError,
     GraphcError,
     NumericalError,
@@ -53,6 +54,7 @@ class Arrays(MutableMapping[str, np.ndarray]):
         """Make the views; ``changed`` is called after an assignment."""
         self._what = what
         self._views: dict[str, np.ndarray] = {}
+        self._drawn_later: dict[str, Callable[[], np.ndarray]] = {}
         self._changed = changed
         for slot in slots:
             shape = tuple(slot["shape"])
@@ -68,8 +70,31 @@ class Arrays(MutableMapping[str, np.ndarray]):
             raise UnknownNameError(f"no {self._what} is called {name!r}; there are {known or 'none'}")
         return self._views[name]
 
+    def draw_later(self, name: str, draw: Callable[[], np.ndarray]) -> None:
+        """Postpone a first value until somebody reads it; one that is assigned before that is never drawn.
+
+        Drawing the values of 138 million parameters takes seconds, which a net that loads its weights need
+        not spend.
+        """
+        self._view(name)
+        self._drawn_later[name] = draw
+
+    def draw(self) -> None:
+        """Give every element its value, the postponed ones too."""
+        if self._drawn_later:
+            # Filling arrays with random numbers releases Python's lock.
+            with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+                list(pool.map(self._draw, list(self._drawn_later)))
+
+    def _draw(self, name: str) -> None:
+        draw = self._drawn_later.get(name)
+        if draw is not None:
+            self._views[name][...] = draw()
+            del self._drawn_later[name]
+
     def __getitem__(self, name: str) -> np.ndarray:
         view = self._view(name).view()
+        self._draw(name)
         view.flags.writeable = False
         return view
 
@@ -85,6 +110,7 @@ class Arrays(MutableMapping[str, np.ndarray]):
                 f"{self._what} {name!r}: expected {view.dtype}, got {array.dtype}; convert it first"
             )
         view[...] = array
+        self._drawn_later.pop(name, None)
         if self._changed is not None:
             self._changed()
 
@@ -104,10 +130,6 @@ def _extent_text(extent: int | list[int]) -> str:
         return str(extent)
     terms = ["*".join(([str(c)] if c != 1 or not k else []) + ["N"] * k) for k, c in enumerate(extent) if c]
     return " + ".join(terms)
-
-
-def _kind(value: Any) -> str:
-    return f"dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 class _Extent:
@@ -212,9 +234,13 @@ class Module:
     """
 
     def __init__(
-        self, manifest: Mapping[str, Any], library: Path, initial: Mapping[str, np.ndarray], seed: int = 0
+        self,
+        manifest: Mapping[str, Any],
+        library: Path,
+        initial: Mapping[str, np.ndarray | Callable[[], np.ndarray]],
+        seed: int = 0,
     ):
-        """Load a built extension and set the parameters.
+        """Load a built extension and set the parameters, those given as functions when they are first needed.
 
         Raises:
             BuildError: the extension cannot be loaded or has another ABI.
@@ -257,8 +283,11 @@ class Module:
         }
         for name, value in initial.items():
             target = next(t for t in (self.state, constants, self.params) if name in t or t is self.params)
-            kind = target[name].dtype if name in target else self.dtype
-            target[name] = np.asarray(value).astype(kind)
+            if callable(value):
+                target.draw_later(name, value)
+            else:
+                kind = target[name].dtype if name in target else self.dtype
+                target[name] = np.asarray(value).astype(kind)
         self.lr: float | None = manifest.get("lr")
 
     def _function(self, name: str) -> Any:
@@ -327,6 +356,7 @@ class Module:
     ) -> Any:
         batch, arrays = entry.check_inputs(given)
         outputs = entry.make_outputs(batch, out)
+        self._draw_first_values()
         if out and any(np.may_share_memory(a, o) for a in arrays for o in outputs.values()):
             raise RangeError(f"{entry.name}: an array in out shares memory with an input")
         cast = self.ffi.cast
@@ -356,8 +386,13 @@ class Module:
         found = [name for name, array in named if array.dtype.kind == "f" and not np.isfinite(array).all()]
         return f"; not finite before that: {', '.join(found[:8])}" if found else ""
 
+    def _draw_first_values(self) -> None:
+        self.params.draw()
+        self.state.draw()
+
     def _fold(self) -> None:
         if self._stale:
+            self._draw_first_values()
             if "fold" in self._entries:
                 code = self._entries["fold"].function(self._context)
                 if code:
@@ -418,7 +453,8 @@ class Module:
     def load_state_dict(self, tensors: Mapping[str, np.ndarray], strict: bool = True) -> None:
         """Set weights, and whatever else of the training state is there.
 
-        ``strict`` asks for every weight and statistic and refuses unknown names.
+        ``strict`` asks for every weight and statistic and refuses unknown names, but for PyTorch's
+        ``num_batches_tracked``.
 
         Raises:
             CheckpointError: lists every missing, unexpected and wrongly shaped tensor; nothing is changed.
@@ -429,29 +465,11 @@ class Module:
             for slot, arrays in self.slots.items()
             for name in arrays
         }
-        counters = ("graphc.step", "graphc.seed")
-        problems = [f"missing {n}" for n in targets if strict and n not in tensors]
-        problems += [
-            f"unexpected {n}"
-            for n in tensors
-            if strict and n not in targets and n not in optional and n not in counters
-        ]
-        for name, value in tensors.items():
-            if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-                problems.append(f"{name}: expected an array of numbers, got {_kind(value)}")
-                continue
-            if name in counters and not (value.size == 1 and value.dtype.kind in "iu" and value.min() >= 0):
-                problems.append(f"{name}: expected one non-negative integer, got {value.dtype} {value.shape}")
-            view = targets[name][name] if name in targets else None
-            if name in optional:
-                view = optional[name][0][optional[name][1]]
-            if view is not None and np.shape(value) != view.shape:
-                problems.append(f"{name}: expected shape {view.shape}, got {np.shape(value)}")
-        if problems:
-            shown = "\n  ".join(problems[:50]) + (
-                f"\n  and {len(problems) - 50} more" if len(problems) > 50 else ""
-            )
-            raise CheckpointError(f"the tensors do not fit module {self.name!r}:\n  {shown}")
+        known = (*self.manifest["params"], *self.manifest["states"])
+        shapes = {slot["name"]: tuple(slot["shape"]) for slot in known}
+        required = {name: shapes[name] for name in targets}
+        slots = {key: shapes[name] for key, (_, name) in optional.items()}
+        check_fit(f"module {self.name!r}", tensors, required, slots, strict)
         for name, value in tensors.items():
             if name in targets:
                 targets[name][name] = np.asarray(value, dtype=self.dtype)
@@ -479,7 +497,8 @@ class Module:
 
     def __repr__(self) -> str:
         """Return one line."""
-        count = sum(a.size for a in self.params.values())
+        learned = [s["shape"] for s in self.manifest["params"] if not s.get("constant")]
+        count = sum(int(np.prod(shape, dtype=np.int64)) for shape in learned)
         return f"<Module {self.name!r}: {count:,} parameters, batch up to {self.batch}, {self.dtype}>"
 
 
