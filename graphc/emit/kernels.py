@@ -194,7 +194,8 @@ class EpilogueText:
             target = kernel.operands[epilogue.stores[0].operand].name
             self.outer_lines = f"{target}[k * {extent(kernel.spec.width)} + d] = acc;"
         alone = not before and not after and len(stores) == 1 and epilogue.stores[0].value == "acc"
-        self.plain = kernel.operands[epilogue.stores[0].operand].name if alone else ""
+        # The name of an operand that just receives the result, its elements in their order.
+        self.flat = kernel.operands[epilogue.stores[0].operand].name if alone else ""
         self.uses = [axis in used for axis in epilogue.axes]
 
 

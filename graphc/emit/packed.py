@@ -17,6 +17,8 @@ ACCUMULATORS = 8
 _TILE_BYTES = 2**16  # of a padded image: half of what a core's second cache holds, on small machines
 _WEIGHT_BYTES = 2**18
 _MANY_CHANNELS = 32
+_SUM_BYTES = 2**15  # of partial sums of the weights' gradient, on a thread's stack
+_PACKED_BYTES = 2**15  # of the cotangent
 _TASKS = 16  # at the least, where there is as much work, so that one slow core does not delay all
 
 
@@ -149,33 +151,52 @@ def border_facts(border: Border, h: int, w: int, height: int, width: int) -> Sim
     )
 
 
-def _tap_tile(spec: Any) -> dict[str, Any]:
-    """Choose the taps that are summed side by side: rows of one kernel, or small kernels of several channels."""
-    area = spec.kh * spec.kw
-    dy, dx = spec.dilation
-    channels = tap_channels(spec)
-    across = 2 * area <= TAPS
-    if across:
-        rows, groups = spec.kh, spec.c // channels
+def _tap_tile(spec: PackedConvSpec) -> dict[str, Any]:
+    """Choose the taps that are summed side by side, and the work of one task.
+
+    The taps are rows of one kernel, or small kernels of several channels. A task sums the taps of some
+    groups of channels: the more groups, the more often it uses the cotangent that it has packed.
+    """
+    area, channels = spec.kh * spec.kw, tap_channels(spec)
+    if 2 * area <= TAPS:
+        rows = spec.kh
     else:
         rows = max([1, *(r for r in range(1, spec.kh + 1) if spec.kh % r == 0 and r * spec.kw <= TAPS)])
-        groups = spec.c * (spec.kh // rows)
-    h, w = spec.tile_extents(spec.oh) if spec.border else (spec.h, spec.w)
-    padded = border_facts(spec.border, spec.h, spec.w, h, w) if spec.border else None
-    taps = [
-        SimpleNamespace(offset=(c * h + i * dy) * w + j * dx, place=(c * spec.kh + i) * spec.kw + j)
-        for c in range(channels)
-        for i in range(rows)
-        for j in range(spec.kw)
-    ]
+    groups = spec.c // channels * (spec.kh // rows)
+    taps = channels * rows * spec.kw
+    blocks = -(-spec.o // spec.lanes)
+    fitting = max(1, _SUM_BYTES // (taps * spec.lanes * spec.itemsize))
+    together = max(1, min(groups, fitting, max(groups // 4, groups * blocks // _TASKS)))
+    while groups % together:
+        together -= 1
+    band = max(1, min(spec.oh, _PACKED_BYTES // (spec.ow * spec.lanes * spec.itemsize)))
+    height, width = spec.tile_extents(band)
+    h, w = (height, width) if spec.border else (spec.h, spec.w)
     return {
+        **_tap_rows(spec, channels, rows, h, w),
+        "padded": border_facts(spec.border, spec.h, spec.w, height, width) if spec.border else None,
         "taps": taps,
-        "padded": padded,
         "image_h": h,
         "image_w": w,
         "tile_channels": channels,
         "tile_rows": rows,
-        "groups": groups,
-        "across_channels": across,
-        "n": extent(spec.n) if isinstance(spec.n, Extent) else spec.n,
+        "parts": groups // together,
+        "together": together,
+        "blocks": blocks,
+        "band": band,
+        "bands": -(-spec.oh // band),
     }
+
+
+def _tap_rows(spec: PackedConvSpec, channels: int, rows: int, h: int, w: int) -> dict[str, Any]:
+    """Return the taps as runs of equal distance: where each starts, and the distance."""
+    if spec.kw == 1 and rows == 1:  # single taps of several channels
+        return {"runs": [SimpleNamespace(offset=0, first=0)], "run": channels, "step": h * w}
+    runs = [
+        SimpleNamespace(
+            offset=(c * h + i * spec.dilation[0]) * w, first=(c * rows + i) * spec.kw
+        )
+        for c in range(channels)
+        for i in range(rows)
+    ]  # fmt: skip
+    return {"runs": runs, "run": spec.kw, "step": spec.dilation[1]}

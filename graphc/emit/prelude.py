@@ -139,6 +139,39 @@ static inline void gc_transpose{lanes}_{S}({T} *table) {{
 """
 
 
+_COLUMNS = """\
+/* Packs `count` columns of `live` rows, `stride` apart, into vectors of {lanes}, with zeros in idle lanes. */
+static inline void gc_columns{lanes}_{S}({T} *to, const {T} *from, int64_t stride, int64_t live, int64_t count) {{
+    int64_t x = 0;
+#if defined __GNUC__ && (defined __clang__ || __GNUC__ >= 12)
+    for (; x + 8 <= count; x += 8) {{ /* {lanes} rows of 8 to 8 rows of {lanes}: three rounds of taking turns */
+        {T} table[8 * {lanes}] = {{0}};
+        gc_vec{lanes}_{S} row[8], next[8];
+        for (int64_t lane = 0; lane < live; lane++) memcpy(table + lane * 8, from + lane * stride + x, 8 * sizeof *to);
+        for (int k = 0; k < 8; k++) row[k] = GC_LOAD(gc_vec{lanes}_{S}, table + k * {lanes});
+        for (int round = 0; round < 3; round++) {{
+            for (int k = 0; k < 4; k++) {{
+                next[k] = __builtin_shufflevector(row[2 * k], row[2 * k + 1], {even});
+                next[k + 4] = __builtin_shufflevector(row[2 * k], row[2 * k + 1], {odd});
+            }}
+            for (int k = 0; k < 8; k++) row[k] = next[k];
+        }}
+        for (int k = 0; k < 8; k++) GC_STORE(gc_vec{lanes}_{S}, to + (x + k) * {lanes}, row[k]);
+    }}
+#endif
+    for (; x < count; x++)
+        for (int64_t lane = 0; lane < {lanes}; lane++)
+            to[x * {lanes} + lane] = lane < live ? from[lane * stride + x] : 0;
+}}
+"""
+
+
+def _columns(lanes: int, suffix: str) -> str:
+    """Return the function that packs rows of pixels, one for each channel, into vectors of channels."""
+    even, odd = (", ".join(str(2 * k + start) for k in range(lanes)) for start in (0, 1))
+    return _COLUMNS.format(lanes=lanes, S=suffix, T=_TYPES[suffix], even=even, odd=odd)
+
+
 def _transpose(lanes: int, suffix: str) -> str:
     """Return the function that turns a tile of 8 pixels with ``lanes`` channels each into rows of pixels."""
 
@@ -155,6 +188,10 @@ _TILES = {
     "ZERO": (
         "/* {count} vectors of zeros. */\n#define GC_ZERO_{count}(name, s)",
         "name s##{k} = {{0}}",
+    ),
+    "FETCH": (
+        "/* {count} vectors from rows of a table. */\n#define GC_FETCH_{count}(name, s, from, step)",
+        "name s##{k} = GC_LOAD(name, (from) + {k} * (step))",
     ),
     "MADD": (
         "/* Adds `vector` times from[0], from[step], ... to {count} sums. */\n"
@@ -221,8 +258,11 @@ def helpers_for(text: str) -> list[str]:
         found += [
             _transpose(int(n), s) for n, s in sorted(set(re.findall(r"\bgc_transpose(\d+)_([fd])\b", text)))
         ]
+        found += [
+            _columns(int(n), s) for n, s in sorted(set(re.findall(r"\bgc_columns(\d+)_([fd])\b", text)))
+        ]
         tiles = sorted(
-            set(re.findall(r"\bGC_(ZERO|MADD|STORE)_(\d+)\b", text)), key=lambda t: (int(t[1]), t[0])
+            set(re.findall(r"\bGC_(ZERO|FETCH|MADD|STORE)_(\d+)\b", text)), key=lambda t: (int(t[1]), t[0])
         )
         found += [_tile_macro(kind, int(count)) for kind, count in tiles]
     if "gc_window(" in text:

@@ -246,7 +246,10 @@ class PackedConv2d(Packed):
 
 @dataclass(frozen=True)
 class PackedConv2dBackwardWeight(Packed):
-    """The weights' gradient (o/lanes, c, kh, kw, lanes) from x (n, c, h, w) and grad (o/lanes, n, oh, ow, lanes)."""
+    """The weights' gradient (o, c, kh, kw) from x (n, c, h, w) within its border and grad (n, o, oh, ow).
+
+    The kernel packs the cotangent itself, some rows at a time.
+    """
 
     label: ClassVar[str] = "conv2d_backward_weight"
     template: ClassVar[str] = "packed_conv2d_backward_weight"
@@ -266,19 +269,18 @@ class PackedConv2dBackwardWeight(Packed):
     def formula(self) -> str:
         """The sum."""
         image = "padded" if self.border else "in"
-        return f"out[b][c][i][j][l] = sum_{{n,y,x}} grad[b][n][y][x][l] * {image}[n][c][y*sy + i*dy][x*sx + j*dx]"
+        return f"out[o][c][i][j] = sum_{{n,y,x}} grad[n][o][y][x] * {image}[n][c][y*sy + i*dy][x*sx + j*dx]"
 
     def result(self, *shapes: Shape) -> Shape:
-        """Return (blocks, c, kh, kw, lanes)."""
+        """Return (o, c, kh, kw)."""
         x, grad = shapes
-        return (grad[0], x[1], *self.kernel, self.lanes)
+        return (grad[1], x[1], *self.kernel)
 
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Correlate tap by tap."""
-        x, grad = arrays
-        x = self.border.apply(x)
-        blocks, _, oh, ow, lanes = grad.shape
-        out = np.zeros((blocks, x.shape[1], *self.kernel, lanes))
+        x, grad = self.border.apply(arrays[0]), arrays[1]
+        _, o, oh, ow = grad.shape
+        out = np.zeros((o, x.shape[1], *self.kernel))
         for i in range(self.kernel[0]):
             for j in range(self.kernel[1]):
                 rows = slice(
@@ -287,17 +289,17 @@ class PackedConv2dBackwardWeight(Packed):
                 cols = slice(
                     j * self.dilation[1], j * self.dilation[1] + (ow - 1) * self.stride[1] + 1, self.stride[1]
                 )
-                out[:, :, i, j] = np.einsum("ncyx,bnyxl->bcl", x[:, :, rows, cols], grad)
+                out[:, :, i, j] = np.einsum("ncyx,noyx->oc", x[:, :, rows, cols], grad)
         return out
 
     def spec(self, out: TensorType, *types: TensorType) -> PackedConvSpec:
-        """Return the extents; ``o`` counts idle lanes too."""
+        """Return the extents."""
         n, *image = types[0].shape
         c, h, w = _fixed(*image)
-        blocks, oh, ow, lanes = _fixed(types[1].shape[0], *types[1].shape[2:])
+        o, oh, ow = _fixed(*types[1].shape[1:])
         return PackedConvSpec(
-            n, c, h, w, blocks * lanes, *self.kernel, oh, ow, self.stride, self.dilation, self.lanes,
-            self.border, ITEMSIZE[out.dtype],
+            n, c, h, w, o, *self.kernel, oh, ow, self.stride, self.dilation, self.lanes, self.border,
+            ITEMSIZE[out.dtype],
         )  # fmt: skip
 
     def flops(self, out: TensorType, *types: TensorType) -> Size:
@@ -305,8 +307,8 @@ class PackedConv2dBackwardWeight(Packed):
         return types[1].size * product(out.shape[1:4]) * 2
 
     def epilogue_axes(self, shape: Shape) -> tuple[str, ...]:
-        """Return the loop indices of packed weights."""
-        return ("block", "c", "i", "j", "lane")
+        """Return the loop indices of weights."""
+        return ("o", "c", "i", "j")
 
 
 @dataclass(frozen=True)

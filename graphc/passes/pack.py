@@ -3,8 +3,8 @@
 before: conv2d(x, w; padding 1)
 after:  conv2d(x, pack(w); 16 channels a vector, padding 1)
 
-Only one operand is packed: the weights (once for all calls in inference, where everything that depends on
-parameters alone is folded), or the cotangent where weights are differentiated. The gradient for the
+Only the weights are packed (once for all calls in inference, where everything that depends on parameters
+alone is folded). The gradient for the
 input is a convolution of the cotangent, padded and spread out by the stride, with the flipped weights.
 Padded images exist in the kernels' tiles alone; where such a tile would be too large for a thread's stack,
 the padded image is stored. Grouped convolutions and batched products stay as they are.
@@ -18,7 +18,7 @@ from dataclasses import replace
 from graphc.graph.node import Node, apply, rebuild
 from graphc.ops.conv2d import Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, ConvGeometry, Pair
 from graphc.ops.matmul import MatMul
-from graphc.ops.movement import Flip, Place, reshape, transpose
+from graphc.ops.movement import Flip, Place, transpose
 from graphc.ops.packed import (
     Border,
     Pack,
@@ -97,19 +97,14 @@ def _backward_data(node: Node, op: Conv2dBackwardData, grad: Node, weight: Node)
 
 def _backward_weight(node: Node, op: Conv2dBackwardWeight, x: Node, grad: Node) -> Node:
     g = op.geometry
-    channels, c, kh, kw = static_shape(op.shape)
-    lanes = lanes_for(node, channels)
-    blocks = -(-channels // lanes)
-    packed = Pack(1, lanes)(grad)
+    channels, _, kh, kw = static_shape(op.shape)
     border = Border(g.padding)
-    kernel = PackedConv2dBackwardWeight((kh, kw), g.stride, g.dilation, lanes, border)
+    kernel = PackedConv2dBackwardWeight((kh, kw), g.stride, g.dilation, lanes_for(node, channels), border)
     if border:
-        spec = kernel.spec(node.type, x.type, packed.type)
-        if spec.tile_bytes(spec.oh, tap_channels(spec)) > _TILE_BYTES:
+        spec = kernel.spec(node.type, x.type, grad.type)
+        if spec.tile_bytes(1, tap_channels(spec)) > _TILE_BYTES:
             kernel, x = replace(kernel, border=Border()), _bordered(x, border)
-    out = apply(kernel, (x, packed), node.name, node.source)
-    plain = reshape(transpose(out, (0, 4, 1, 2, 3)), (blocks * lanes, c, kh, kw))
-    return plain if channels == blocks * lanes else plain[:channels]
+    return apply(kernel, (x, grad), node.name, node.source)
 
 
 def _product(node: Node, op: MatMul, a: Node, b: Node) -> Node | None:
