@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from graphc.emit import units
 from graphc.emit.comments import call_text, comment_text, kernel_comment
-from graphc.emit.kernels import anchor_context, loop_context, pack_context
+from graphc.emit.kernels import anchor_context, is_plain_copy, loop_context, pack_context
 from graphc.emit.naming import kernel_name
 from graphc.emit.prelude import helpers_for
 from graphc.emit.text import C_TYPE, SUFFIX, indent, minus, signature, times
@@ -87,7 +87,7 @@ class Emitted:
 class _Function:
     name: str
     text: str
-    signature: str
+    prototype: str
     uses_n: bool
     uses_threads: bool
     uses_random: bool
@@ -130,7 +130,8 @@ class _Emitter:
         calls: dict[Kernel, list[tuple[Entry, Call]]] = {}
         for entry in self.program.entries:
             for call in entry.calls:
-                calls.setdefault(call.kernel, []).append((entry, call))
+                if not is_plain_copy(call.kernel):
+                    calls.setdefault(call.kernel, []).append((entry, call))
         self.split = len(calls) >= units.SPLIT_FROM
         for kernel, users in calls.items():
             entries = list(dict.fromkeys(e.name for e, _ in users))
@@ -151,7 +152,8 @@ class _Emitter:
         header = indent(_render("module.h.j2", **common))
         sources = self._units(prelude, kernels, {**common, "entries": body.strip("\n")})
         kernel_names = {
-            e.name: [self.functions[c.kernel].name for c in e.calls] for e in self.program.entries
+            e.name: ["memcpy" if is_plain_copy(c.kernel) else self.functions[c.kernel].name for c in e.calls]
+            for e in self.program.entries
         }
         return Emitted(
             {file: text.rstrip("\n") + "\n" for file, text in {f"{name}.h": header, **sources}.items()},
@@ -166,7 +168,7 @@ class _Emitter:
             opening = f'#include "{name}.h"\n\n{prelude}'
             return {f"{name}.c": _render("module", opening=opening, kernels=kernels, **common)}
         parts = units.divide(kernels)
-        prototypes = [f.signature for f in self.functions.values()]
+        prototypes = [f.prototype for f in self.functions.values()]
         opening = f'#include "{name}_kernels.h"'
         sources = {
             f"{name}.c": _render("module", opening=opening, kernels=[], **common),
@@ -196,9 +198,12 @@ class _Emitter:
         parameters += ["const int threads"] if uses["threads"] else []
         parameters += ["const gc_random *random"] if uses["random"] else []
         head = signature(f"{linkage} void {name}", parameters)
+        # Names, and what is const for the function alone, stand in the definition.
+        types = [re.sub(r"^const (?=int)|(?<=\*)restrict \w+$| \w+$", "", q) for q in parameters]
+        prototype = signature(f"{linkage} void {name}", types)
         comment = kernel_comment(kernel, users, entries)
         text = _render("kernel", title=name, comment=comment, signature=head, body=body.strip("\n"))
-        return _Function(name, indent(text), indent(head), uses["N"], uses["threads"], uses["random"])
+        return _Function(name, indent(text), indent(prototype), uses["N"], uses["threads"], uses["random"])
 
     def _common(self, entries: list[dict[str, object]]) -> dict[str, object]:
         p = self.program
@@ -287,18 +292,25 @@ class _Emitter:
         return checks
 
     def _call(self, call: Call, number: int, local: _Locals) -> dict[str, object]:
-        function = self.functions[call.kernel]
         arguments = [local.name(b) for b in call.buffers]
-        arguments += ["N"] if function.uses_n else []
-        arguments += ["threads"] if function.uses_threads else []
-        arguments += ["&random"] if function.uses_random else []
+        if is_plain_copy(call.kernel):
+            source, target = arguments
+            size = call.buffers[1].size
+            count = size if isinstance(size, int) else f"(size_t)({size})"
+            text = f"memcpy({target}, {source}, sizeof *{target} * {count});"
+        else:
+            function = self.functions[call.kernel]
+            arguments += ["N"] if function.uses_n else []
+            arguments += ["threads"] if function.uses_threads else []
+            arguments += ["&random"] if function.uses_random else []
+            text = signature(function.name, arguments) + ";"
         guards = []
         if self.nan_guard:
             for operand, buffer in zip(call.kernel.operands, call.buffers, strict=True):
                 if operand.written and buffer.dtype == self.program.dtype:
                     guards.append(f"all_finite({local.name(buffer)}, {buffer.size})")
         return {
-            "text": signature(function.name, arguments) + ";",
+            "text": text,
             "comment": comment_text(call_text(call, 4)),
             "guard": " && ".join(guards),
             "number": number,
@@ -310,7 +322,9 @@ class _Emitter:
         lines = ["if (commit) {"]
         for call in entry.calls[entry.commit :] if entry.commit else ():
             made = self._call(call, 0, local)
-            lines += [f"/* {made['comment']} */", str(made["text"])]
+            if not is_plain_copy(call.kernel):
+                lines.append(f"/* {made['comment']} */")
+            lines.append(str(made["text"]))
         lines += ["update(context, lr);"] if self.program.update else ["(void)lr;"]
         return [*lines, "context->step++;", "}"]
 

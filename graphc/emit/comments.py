@@ -15,6 +15,7 @@ from graphc.types import shape_text
 
 _LINES = 10  # formulas of one kernel; what is longer is read in the code
 _WIDTH = 100
+_USERS = 4  # calls of one kernel
 
 
 def comment_text(text: str) -> str:
@@ -34,15 +35,29 @@ def shortened(parts: Sequence[str], count: int, separator: str = ", ") -> str:
 def kernel_comment(kernel: Kernel, users: Sequence[Call], entries: Iterable[str]) -> list[str]:
     """Return the lines of a kernel's comment below its title."""
     lines = [*([kernel.formula] if kernel.template != "loops" else []), *_formulas(kernel)]
-    for text in dict.fromkeys(call_text(call, 6) for call in users[:64]):
-        lines.append(f"from {text}")
-    lines.append(f"used by {', '.join(entries)}")
+    origins = list(dict.fromkeys(call_text(call, 6) for call in users))
+    lines += [f"from {text}" for text in origins[:_USERS]]
+    if len(origins) > _USERS:
+        lines.append(f"and from {len(origins) - _USERS} more like these")
+    described = []
     for operand in kernel.operands:
         access = ", written" if operand.written else ""
         access = ", read and written" if operand.name == "inout" else access
-        lines.append(f"{operand.name}: {C_TYPE[operand.dtype]} {shape_text(operand.shape)}{access}")
-    lines.append(f"{extent(kernel.flops)} FLOP, {extent(kernel.bytes)} bytes")
+        described.append(f"{operand.name}: {C_TYPE[operand.dtype]} {shape_text(operand.shape)}{access}")
+    cost = f"{extent(kernel.flops)} FLOP, {extent(kernel.bytes)} bytes"
+    lines += _joined([*described, f"{cost}, used by {', '.join(entries)}"])
     return [comment_text(line) for line in lines]
+
+
+def _joined(parts: Sequence[str]) -> list[str]:
+    """Return the parts separated by semicolons, as many in a line as fit."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(part) + 2 <= _WIDTH:
+            lines[-1] += f"; {part}"
+        else:
+            lines.append(part)
+    return lines
 
 
 def call_text(call: Call, count: int) -> str:

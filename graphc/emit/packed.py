@@ -9,7 +9,6 @@ from typing import Any
 from graphc.emit.text import extent
 from graphc.ops.packed import TAPS, Border, PackedConvSpec, tap_channels
 from graphc.program.ir import Kernel
-from graphc.types import Extent
 
 # Sums that run side by side. Two FMA units with a latency of four cycles need eight to be busy, and eight
 # vectors of 64 bytes fit the registers of every instruction set from AVX2 on.
@@ -57,6 +56,7 @@ def _convolution_tile(kernel: Kernel) -> dict[str, Any]:
         "blocks": blocks,
         "strip": 0,
         "padded": None,
+        "bands": 1,
         **_image_tile(spec, rows, used, blocks, tile),
     }
 
@@ -96,6 +96,8 @@ def _groups(spec: PackedConvSpec, blocks: int, parts: int) -> dict[str, int]:
     """
     weights = spec.c * spec.kh * spec.kw * spec.lanes * spec.itemsize
     together = max(1, min(_WEIGHT_BYTES // weights, blocks * parts // _TASKS, blocks))
+    even = [t for t in range(together, together // 2, -1) if blocks % t == 0]
+    together = even[0] if even else -(-blocks // -(-blocks // together))
     return {"together": together, "groups": -(-blocks // together)}
 
 
@@ -145,7 +147,6 @@ def border_facts(border: Border, h: int, w: int, height: int, width: int) -> Sim
         w=width,
         top=top,
         left=left,
-        rows=(h - 1) * border.spread[0] + 1,  # from the first row of pixels to the last
         spread=border.spread,
         count=min(w, max(0, -(-(width - left) // border.spread[1]))),  # pixels of a row that are read
     )

@@ -113,6 +113,39 @@ _VECTORS = """\
 #define GC_STORE(name, to, vector) (*(name *)(to) = (vector))
 """
 
+_BORDERED = """\
+/* Fills a tile with rows of the channels of an image that has zeros around it, and between its pixels where these
+ * are to be `apart`. The tile begins at row `top`; in a row, `count` pixels begin in column `left`. */
+static inline void gc_bordered_{S}(
+    {T} *tile, int64_t channels, int64_t rows, int64_t columns, int64_t top, int64_t left, const {T} *image,
+    int64_t height, int64_t width, int64_t count, int64_t rows_apart, int64_t apart)
+{{
+    memset(tile, 0, (size_t)(channels * rows * columns) * sizeof *tile);
+    for (int64_t c = 0; c < channels; c++) {{
+        for (int64_t r = 0; r < rows; r++) {{
+            const int64_t y = (top + r) / rows_apart;
+            if (top + r < 0 || y >= height || y * rows_apart != top + r) continue;
+            {T} *const to = tile + (c * rows + r) * columns + left;
+            const {T} *const from = image + (c * height + y) * width;
+            if (apart == 1) memcpy(to, from, (size_t)count * sizeof *tile);
+            else
+                for (int64_t x = 0; x < count; x++) to[x * apart] = from[x];
+        }}
+    }}
+}}
+"""
+
+_STRIP = """\
+/* Copies `count` pixels of every channel, `tile` pixels of all channels after the other. */
+static inline void gc_strip_{S}(
+    {T} *to, int64_t channels, int64_t count, int64_t tile, const {T} *from, int64_t plane)
+{{
+    for (int64_t c = 0; c < channels; c++)
+        for (int64_t left = 0; left < count; left += tile)
+            memcpy(to + left * channels + c * tile, from + c * plane + left, (size_t)tile * sizeof *to);
+}}
+"""
+
 _TRANSPOSE = """\
 /* Transposes a table of 8 rows of {lanes} to {lanes} rows of 8, in place: three rounds of interleaving rows. */
 #if defined __GNUC__ && (defined __clang__ || __GNUC__ >= 12)
@@ -147,7 +180,7 @@ static inline void gc_columns{lanes}_{S}({T} *to, const {T} *from, int64_t strid
     for (; x + 8 <= count; x += 8) {{ /* {lanes} rows of 8 to 8 rows of {lanes}: three rounds of taking turns */
         {T} table[8 * {lanes}] = {{0}};
         gc_vec{lanes}_{S} row[8], next[8];
-        for (int64_t lane = 0; lane < live; lane++) memcpy(table + lane * 8, from + lane * stride + x, 8 * sizeof *to);
+        for (int64_t k = 0; k < live; k++) memcpy(table + k * 8, from + k * stride + x, 8 * sizeof *to);
         for (int k = 0; k < 8; k++) row[k] = GC_LOAD(gc_vec{lanes}_{S}, table + k * {lanes});
         for (int round = 0; round < 3; round++) {{
             for (int k = 0; k < 4; k++) {{
@@ -251,6 +284,8 @@ def helpers_for(text: str) -> list[str]:
     ]
     if "gc_first_inside(" in text or "gc_end_inside(" in text:
         found.append(_INSIDE)
+    found += [_BORDERED.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_bordered_{s}(" in text]
+    found += [_STRIP.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_strip_{s}(" in text]
     vectors = sorted(set(re.findall(r"\bgc_vec(\d+)_([fd])\b", text)))
     if vectors:
         found.append(_VECTORS)

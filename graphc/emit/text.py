@@ -97,15 +97,17 @@ class BodyText:
 
 
 def signature(head: str, parameters: Sequence[str]) -> str:
-    """Return ``head(parameters)``, on several lines where one would be too long."""
-    lines = [""]
+    """Return ``head(parameters)``, on as many lines as it needs."""
+    lines = [f"{head}("]
     for number, parameter in enumerate(parameters):
-        piece = parameter + ("," if number < len(parameters) - 1 else "")
-        if lines[-1] and len(lines[-1]) + len(piece) >= _WIDTH - 4:
-            lines.append("")
-        lines[-1] += f" {piece}" if lines[-1] else piece
-    flat = f"{head}({' '.join(lines)})"
-    return flat if len(flat) <= _WIDTH else "\n".join([f"{head}(", *lines]) + ")"
+        piece = parameter + ("," if number < len(parameters) - 1 else ")")
+        if not lines[-1].endswith("(") and len(lines[-1]) + len(piece) >= _WIDTH - 4:
+            lines.append(piece)
+        else:
+            lines[-1] += piece if lines[-1].endswith("(") else f" {piece}"
+    if not parameters:
+        lines[-1] += ")"
+    return "\n".join(lines)
 
 
 def indent(text: str) -> str:

@@ -17,7 +17,7 @@ from graphc.ops.packed import Pack, PackSpec
 from graphc.passes.fuse import Group
 from graphc.passes.generated import is_generated
 from graphc.program.ir import Access, Buffer, Call, Kernel, LoopSpec, Number, Operand, Space, Store, Sweep
-from graphc.types import ITEMSIZE, Size, contiguous_strides
+from graphc.types import ITEMSIZE, Shape, Size, contiguous_strides
 
 
 class EntryLowering:
@@ -155,11 +155,8 @@ class EntryLowering:
         (x,) = node.inputs
         source, view = self.locate(x)
         target = self.place(node)
-        rest = tuple(a for a in range(x.rank) if a != op.axis)
-        spec = PackSpec(
-            op.channels(x.shape), op.lanes, view.strides[op.axis], view.offset,
-            tuple(x.shape[a] for a in rest), tuple(view.strides[a] for a in rest),
-        )  # fmt: skip
+        extents, strides = _merged(view, [a for a in range(x.rank) if a != op.axis])
+        spec = PackSpec(op.channels(x.shape), op.lanes, view.strides[op.axis], view.offset, extents, strides)
         operands = (
             Operand("in", x.dtype, False, x.shape),
             Operand("out", node.dtype, True, node.shape),
@@ -185,6 +182,20 @@ class EntryLowering:
         sources = tuple(dict.fromkeys(str(n.source) for n in nodes))
         described = tuple(f"{n.name} ({n.op.title})" if n.name else n.op.title for n in nodes)
         self.calls.append(Call(kernel, tuple(buffers), described, sources, layer))
+
+
+def _merged(view: View, axes: list[int]) -> tuple[Shape, Shape]:
+    """Return the extents and strides of some axes of a view, neighbours that one stride serves as one."""
+    extents: list[Size] = []
+    strides: list[Size] = []
+    for axis in axes:
+        extent, stride = view.shape[axis], view.strides[axis]
+        if strides and strides[-1] == stride * extent:
+            extents[-1], strides[-1] = extents[-1] * extent, stride
+        else:
+            extents.append(extent)
+            strides.append(stride)
+    return tuple(extents), tuple(strides)
 
 
 def _movements(node: Node) -> list[Node]:

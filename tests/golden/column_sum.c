@@ -15,9 +15,13 @@
 #define GC_PRAGMA(text) _Pragma(#text)
 #define GC_PARALLEL_FOR(threads) GC_PRAGMA(omp parallel for schedule(static) num_threads(threads))
 #define GC_PARALLEL_FOR_2(threads) GC_PRAGMA(omp parallel for collapse(2) schedule(static) num_threads(threads))
+#define GC_PARALLEL_FOR_3(threads) GC_PRAGMA(omp parallel for collapse(3) schedule(static) num_threads(threads))
+#define GC_SIMD GC_PRAGMA(omp simd)
 #else
 #define GC_PARALLEL_FOR(threads) (void)(threads);
 #define GC_PARALLEL_FOR_2(threads) (void)(threads);
+#define GC_PARALLEL_FOR_3(threads) (void)(threads);
+#define GC_SIMD
 #endif
 
 #define GC_LANES 16 /* partial sums of a long sum: a fixed number, whatever the vector width */
@@ -26,18 +30,15 @@
  * out = sum(x over i0)
  * out1 = max(x over i0)
  * from sum, max, at test_emitted_golden.py
- * used by predict
- * x: float (N, 20)
- * out: float (1, 20), written
- * out1: float (1, 20), written
- * 40*N FLOP, (80*N + 160) bytes
+ * x: float (N, 20); out: float (1, 20), written; out1: float (1, 20), written
+ * 40*N FLOP, (80*N + 160) bytes, used by predict
  */
-static void total_sum_max(const float *restrict x, float *restrict out, float *restrict out1, const int64_t N)
+static void total_sum_max(const float *restrict x, float *restrict out, float *restrict out1,
+    const int64_t N)
 {
     for (int64_t block = 0; block < 20; block += GC_LANES) {
         const int64_t width = 20 - block < GC_LANES ? 20 - block : GC_LANES;
-        float sum_value[GC_LANES];
-        for (int lane = 0; lane < GC_LANES; lane++) sum_value[lane] = 0.0f;
+        float sum_value[GC_LANES] = {0};
         float max[GC_LANES];
         for (int lane = 0; lane < GC_LANES; lane++) max[lane] = -INFINITY;
         for (int64_t i0 = 0; i0 < N; i0++) {
@@ -133,9 +134,8 @@ static int check_batch(column_sum_context *context, int64_t batch)
     return COLUMN_SUM_BAD_BATCH;
 }
 
-int column_sum_predict(
-    column_sum_context *context, int64_t batch, const float *x, size_t x_bytes, float *total,
-    size_t total_bytes, float *largest, size_t largest_bytes)
+int column_sum_predict(column_sum_context *context, int64_t batch, const float *x, size_t x_bytes,
+    float *total, size_t total_bytes, float *largest, size_t largest_bytes)
 {
     if (context == NULL) return COLUMN_SUM_BAD_MEMORY;
     const int64_t N = batch;

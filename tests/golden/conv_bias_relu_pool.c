@@ -15,9 +15,13 @@
 #define GC_PRAGMA(text) _Pragma(#text)
 #define GC_PARALLEL_FOR(threads) GC_PRAGMA(omp parallel for schedule(static) num_threads(threads))
 #define GC_PARALLEL_FOR_2(threads) GC_PRAGMA(omp parallel for collapse(2) schedule(static) num_threads(threads))
+#define GC_PARALLEL_FOR_3(threads) GC_PRAGMA(omp parallel for collapse(3) schedule(static) num_threads(threads))
+#define GC_SIMD GC_PRAGMA(omp simd)
 #else
 #define GC_PARALLEL_FOR(threads) (void)(threads);
 #define GC_PARALLEL_FOR_2(threads) (void)(threads);
+#define GC_PARALLEL_FOR_3(threads) (void)(threads);
+#define GC_SIMD
 #endif
 
 /* Vectors of 64 or 32 bytes by the GNU extension, which every instruction set gets in its own registers; arrays
@@ -26,14 +30,12 @@
 #define GC_VECTOR(name, type, lanes) \
     typedef type name __attribute__((vector_size(sizeof(type) * lanes), aligned(sizeof(type)), may_alias))
 #if defined __AVX512VL__ && !defined GC_NO_ASM
-/* Written as the instruction itself: compilers break up the loop below, or spill its sums. */
-#define GC_MADD(form, sum, factor, vector) \
-    do { \
-        const __typeof__(sum) gc_b = (factor) - (__typeof__(sum)){0}; \
-        __asm__("vfmadd231" form " %2, %1, %0" : "+v"(sum) : "v"(gc_b), "v"(vector)); \
-    } while (0)
+/* Written as the instruction itself, which reads and repeats the factor too: compilers break up the loop below,
+ * spill its sums, or load every factor by an instruction of its own, which costs a quarter of the speed. */
+#define GC_MADD(form, count, sum, factor, vector) \
+    __asm__("vfmadd231" form " %1%{1to" count "%}, %2, %0" : "+v"(sum) : "m"(factor), "v"(vector))
 #elif defined __FMA__ || defined __ARM_FEATURE_FMA || defined __FP_FAST_FMA /* as in gc_fma; the same bits */
-#define GC_MADD(form, sum, factor, vector) \
+#define GC_MADD(form, count, sum, factor, vector) \
     do { \
         __typeof__(sum) gc_r; \
         for (size_t gc_l = 0; gc_l < sizeof gc_r / sizeof gc_r[0]; gc_l++) \
@@ -42,14 +44,14 @@
         (sum) = gc_r; \
     } while (0)
 #else
-#define GC_MADD(form, sum, factor, vector) (sum) += (factor) * (vector)
+#define GC_MADD(form, count, sum, factor, vector) (sum) += (factor) * (vector)
 #endif
 #else
 #define GC_VECTOR(name, type, lanes) \
     typedef struct { \
         type v[lanes]; \
     } name
-#define GC_MADD(form, sum, factor, vector) \
+#define GC_MADD(form, count, sum, factor, vector) \
     for (size_t gc_l = 0; gc_l < sizeof (sum).v / sizeof *(sum).v; gc_l++) \
         (sum).v[gc_l] += (factor) * (vector).v[gc_l]
 #endif
@@ -58,22 +60,53 @@
 
 GC_VECTOR(gc_vec8_f, float, 8);
 
-/* conv_packed_conv2d
+/* Adds `vector` times from[0], from[step], ... to 2 sums. */
+#define GC_MADD_2(form, count, s, from, step, vector) \
+    GC_MADD(form, count, s##0, (from)[0 * (step)], vector); \
+    GC_MADD(form, count, s##1, (from)[1 * (step)], vector)
+
+/* Writes 2 vectors to rows of a table. */
+#define GC_STORE_2(name, to, step, s) \
+    GC_STORE(name, (to) + 0 * (step), s##0); \
+    GC_STORE(name, (to) + 1 * (step), s##1)
+
+/* 2 vectors of zeros. */
+#define GC_ZERO_2(name, s) \
+    name s##0 = {0}; \
+    name s##1 = {0}
+
+/* Adds `vector` times from[0], from[step], ... to 4 sums. */
+#define GC_MADD_4(form, count, s, from, step, vector) \
+    GC_MADD(form, count, s##0, (from)[0 * (step)], vector); \
+    GC_MADD(form, count, s##1, (from)[1 * (step)], vector); \
+    GC_MADD(form, count, s##2, (from)[2 * (step)], vector); \
+    GC_MADD(form, count, s##3, (from)[3 * (step)], vector)
+
+/* Writes 4 vectors to rows of a table. */
+#define GC_STORE_4(name, to, step, s) \
+    GC_STORE(name, (to) + 0 * (step), s##0); \
+    GC_STORE(name, (to) + 1 * (step), s##1); \
+    GC_STORE(name, (to) + 2 * (step), s##2); \
+    GC_STORE(name, (to) + 3 * (step), s##3)
+
+/* 4 vectors of zeros. */
+#define GC_ZERO_4(name, s) \
+    name s##0 = {0}; \
+    name s##1 = {0}; \
+    name s##2 = {0}; \
+    name s##3 = {0}
+
+/* conv_conv2d
  * out[n][o][y][x] = sum_{c,i,j} in[n][c][y*sy + i*dy][x*sx + j*dx] * weight[o/lanes][c][i][j][o%lanes]
  * then, with acc for what stands on the right:
  * pool_max = max(acc + bias over each 2 x 2 window)
  * out = (0 if pool_max <= 0 else pool_max)
  * from conv (conv2d), add, max_pool2d, relu, at test_emitted_golden.py
- * used by predict
- * in: float (N, 1, 8, 8)
- * weight: float (1, 1, 3, 3, 8)
- * bias: float (4,)
- * out: float (N, 4, 3, 3), written
- * 2880*N FLOP, (400*N + 304) bytes
+ * in: float (N, 1, 8, 8); weight: float (1, 1, 3, 3, 8); bias: float (4,)
+ * out: float (N, 4, 3, 3), written; 2880*N FLOP, (400*N + 304) bytes, used by predict
  */
-static void conv_packed_conv2d(
-    const float *restrict in, const float *restrict weight, const float *restrict bias, float *restrict out,
-    const int64_t N, const int threads)
+static void conv_conv2d(const float *restrict in, const float *restrict weight,
+    const float *restrict bias, float *restrict out, const int64_t N, const int threads)
 {
     GC_PARALLEL_FOR_2(threads)
     for (int64_t block = 0; block < 1; block++) {
@@ -81,70 +114,52 @@ static void conv_packed_conv2d(
             const int64_t first = block * 8;
             const int64_t live = 4 - first < 8 ? 4 - first : 8;
             const float *const taps = weight + block * 72;
-            float sum[8][8];
+            float sum[64];
             for (int64_t top = 0; top < 6; top += 2) {
                 for (int64_t left = 0; left < 4; left += 4) {
                     const float *const image = in + (n * 8 + top) * 8 + left;
-                    gc_vec8_f s0_0 = {0};
-                    gc_vec8_f s0_1 = {0};
-                    gc_vec8_f s0_2 = {0};
-                    gc_vec8_f s0_3 = {0};
-                    gc_vec8_f s1_0 = {0};
-                    gc_vec8_f s1_1 = {0};
-                    gc_vec8_f s1_2 = {0};
-                    gc_vec8_f s1_3 = {0};
+                    GC_ZERO_4(gc_vec8_f, s0_);
+                    GC_ZERO_4(gc_vec8_f, s1_);
                     for (int64_t c = 0; c < 1; c++) {
                         for (int64_t i = 0; i < 3; i++) {
                             const float *pixel = image + (c * 8 + i) * 8;
                             const float *tap = taps + (c * 3 + i) * 24;
                             for (int64_t j = 0; j < 3; j++) {
-                                const gc_vec8_f w = GC_LOAD(gc_vec8_f, tap + j * 8);
-                                GC_MADD("ps", s0_0, pixel[j + 0], w);
-                                GC_MADD("ps", s0_1, pixel[j + 1], w);
-                                GC_MADD("ps", s0_2, pixel[j + 2], w);
-                                GC_MADD("ps", s0_3, pixel[j + 3], w);
-                                GC_MADD("ps", s1_0, pixel[j + 8], w);
-                                GC_MADD("ps", s1_1, pixel[j + 9], w);
-                                GC_MADD("ps", s1_2, pixel[j + 10], w);
-                                GC_MADD("ps", s1_3, pixel[j + 11], w);
+                                const gc_vec8_f v = GC_LOAD(gc_vec8_f, tap + j * 8);
+                                GC_MADD_4("ps", "8", s0_, pixel + j, 1, v);
+                                GC_MADD_4("ps", "8", s1_, pixel + j + 8, 1, v);
                             }
                         }
                     }
-                    GC_STORE(gc_vec8_f, sum[0], s0_0);
-                    GC_STORE(gc_vec8_f, sum[1], s0_1);
-                    GC_STORE(gc_vec8_f, sum[2], s0_2);
-                    GC_STORE(gc_vec8_f, sum[3], s0_3);
-                    GC_STORE(gc_vec8_f, sum[4], s1_0);
-                    GC_STORE(gc_vec8_f, sum[5], s1_1);
-                    GC_STORE(gc_vec8_f, sum[6], s1_2);
-                    GC_STORE(gc_vec8_f, sum[7], s1_3);
+                    GC_STORE_4(gc_vec8_f, sum, 8, s0_);
+                    GC_STORE_4(gc_vec8_f, sum + 32, 8, s1_);
                     for (int64_t p = 0; p < 2; p++) {
                         for (int64_t lane = 0; lane < live; lane++) {
                             const int64_t o = first + lane;
                             float pool_max = -INFINITY;
                             {
-                                const float acc = sum[0 + p * 2][lane];
+                                const float acc = sum[(0 + p * 2) * 8 + lane];
                                 const float bias_i = bias[o];
                                 const float add = acc + bias_i;
                                 const int wins = add > pool_max || add != add;
                                 pool_max = wins ? add : pool_max;
                             }
                             {
-                                const float acc = sum[0 + p * 2 + 1][lane];
+                                const float acc = sum[(1 + p * 2) * 8 + lane];
                                 const float bias_i = bias[o];
                                 const float add = acc + bias_i;
                                 const int wins = add > pool_max || add != add;
                                 pool_max = wins ? add : pool_max;
                             }
                             {
-                                const float acc = sum[4 + p * 2][lane];
+                                const float acc = sum[(4 + p * 2) * 8 + lane];
                                 const float bias_i = bias[o];
                                 const float add = acc + bias_i;
                                 const int wins = add > pool_max || add != add;
                                 pool_max = wins ? add : pool_max;
                             }
                             {
-                                const float acc = sum[4 + p * 2 + 1][lane];
+                                const float acc = sum[(5 + p * 2) * 8 + lane];
                                 const float bias_i = bias[o];
                                 const float add = acc + bias_i;
                                 const int wins = add > pool_max || add != add;
@@ -161,54 +176,48 @@ static void conv_packed_conv2d(
                 {
                     const int64_t left = 4;
                     const float *const image = in + (n * 8 + top) * 8 + left;
-                    gc_vec8_f s0_0 = {0};
-                    gc_vec8_f s0_1 = {0};
-                    gc_vec8_f s1_0 = {0};
-                    gc_vec8_f s1_1 = {0};
+                    GC_ZERO_2(gc_vec8_f, s0_);
+                    GC_ZERO_2(gc_vec8_f, s1_);
                     for (int64_t c = 0; c < 1; c++) {
                         for (int64_t i = 0; i < 3; i++) {
                             const float *pixel = image + (c * 8 + i) * 8;
                             const float *tap = taps + (c * 3 + i) * 24;
                             for (int64_t j = 0; j < 3; j++) {
-                                const gc_vec8_f w = GC_LOAD(gc_vec8_f, tap + j * 8);
-                                GC_MADD("ps", s0_0, pixel[j + 0], w);
-                                GC_MADD("ps", s0_1, pixel[j + 1], w);
-                                GC_MADD("ps", s1_0, pixel[j + 8], w);
-                                GC_MADD("ps", s1_1, pixel[j + 9], w);
+                                const gc_vec8_f v = GC_LOAD(gc_vec8_f, tap + j * 8);
+                                GC_MADD_2("ps", "8", s0_, pixel + j, 1, v);
+                                GC_MADD_2("ps", "8", s1_, pixel + j + 8, 1, v);
                             }
                         }
                     }
-                    GC_STORE(gc_vec8_f, sum[0], s0_0);
-                    GC_STORE(gc_vec8_f, sum[1], s0_1);
-                    GC_STORE(gc_vec8_f, sum[2], s1_0);
-                    GC_STORE(gc_vec8_f, sum[3], s1_1);
+                    GC_STORE_2(gc_vec8_f, sum, 8, s0_);
+                    GC_STORE_2(gc_vec8_f, sum + 16, 8, s1_);
                     for (int64_t p = 0; p < 1; p++) {
                         for (int64_t lane = 0; lane < live; lane++) {
                             const int64_t o = first + lane;
                             float pool_max = -INFINITY;
                             {
-                                const float acc = sum[0 + p * 2][lane];
+                                const float acc = sum[(0 + p * 2) * 8 + lane];
                                 const float bias_i = bias[o];
                                 const float add = acc + bias_i;
                                 const int wins = add > pool_max || add != add;
                                 pool_max = wins ? add : pool_max;
                             }
                             {
-                                const float acc = sum[0 + p * 2 + 1][lane];
+                                const float acc = sum[(1 + p * 2) * 8 + lane];
                                 const float bias_i = bias[o];
                                 const float add = acc + bias_i;
                                 const int wins = add > pool_max || add != add;
                                 pool_max = wins ? add : pool_max;
                             }
                             {
-                                const float acc = sum[2 + p * 2][lane];
+                                const float acc = sum[(2 + p * 2) * 8 + lane];
                                 const float bias_i = bias[o];
                                 const float add = acc + bias_i;
                                 const int wins = add > pool_max || add != add;
                                 pool_max = wins ? add : pool_max;
                             }
                             {
-                                const float acc = sum[2 + p * 2 + 1][lane];
+                                const float acc = sum[(3 + p * 2) * 8 + lane];
                                 const float bias_i = bias[o];
                                 const float add = acc + bias_i;
                                 const int wins = add > pool_max || add != add;
@@ -230,24 +239,17 @@ static void conv_packed_conv2d(
 /* conv_weight_pack
  * out[block][...][lane] = in[... block*lanes + lane ...], 0 past the last channel
  * from conv.weight (pack), at test_emitted_golden.py
- * used by fold
- * in: float (4, 1, 3, 3)
- * out: float (1, 1, 3, 3, 8), written
- * 0 FLOP, 432 bytes
+ * in: float (4, 1, 3, 3); out: float (1, 1, 3, 3, 8), written; 0 FLOP, 432 bytes, used by fold
  */
 static void conv_weight_pack(const float *restrict in, float *restrict out, const int threads)
 {
     GC_PARALLEL_FOR(threads)
     for (int64_t block = 0; block < 1; block++) {
-        for (int64_t i0 = 0; i0 < 1; i0++) {
-            for (int64_t i1 = 0; i1 < 3; i1++) {
-                for (int64_t i2 = 0; i2 < 3; i2++) {
-                    float *const vector = out + (block * 9 + i0 * 9 + i1 * 3 + i2) * 8;
-                    for (int64_t lane = 0; lane < 8; lane++) {
-                        const int64_t channel = block * 8 + lane;
-                        vector[lane] = channel < 4 ? in[channel * 9 + i0 * 9 + i1 * 3 + i2] : 0;
-                    }
-                }
+        for (int64_t i0 = 0; i0 < 9; i0++) {
+            float *const vector = out + (block * 9 + i0) * 8;
+            for (int64_t lane = 0; lane < 8; lane++) {
+                const int64_t channel = block * 8 + lane;
+                vector[lane] = channel < 4 ? in[channel * 9 + i0] : 0;
             }
         }
     }
@@ -346,9 +348,8 @@ static int check_batch(conv_bias_relu_pool_context *context, int64_t batch)
     return CONV_BIAS_RELU_POOL_BAD_BATCH;
 }
 
-int conv_bias_relu_pool_predict(
-    conv_bias_relu_pool_context *context, int64_t batch, const float *x, size_t x_bytes, float *out,
-    size_t out_bytes)
+int conv_bias_relu_pool_predict(conv_bias_relu_pool_context *context, int64_t batch, const float *x,
+    size_t x_bytes, float *out, size_t out_bytes)
 {
     if (context == NULL) return CONV_BIAS_RELU_POOL_BAD_MEMORY;
     const conv_bias_relu_pool_memory *const memory = &context->memory;
@@ -365,7 +366,7 @@ int conv_bias_relu_pool_predict(
     const int threads = context->threads;
 
     /* conv (conv2d), add, max_pool2d, relu, at test_emitted_golden.py */
-    conv_packed_conv2d(x, folded_0, conv_bias, out, N, threads);
+    conv_conv2d(x, folded_0, conv_bias, out, N, threads);
     return CONV_BIAS_RELU_POOL_OK;
 }
 

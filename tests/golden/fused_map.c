@@ -15,9 +15,13 @@
 #define GC_PRAGMA(text) _Pragma(#text)
 #define GC_PARALLEL_FOR(threads) GC_PRAGMA(omp parallel for schedule(static) num_threads(threads))
 #define GC_PARALLEL_FOR_2(threads) GC_PRAGMA(omp parallel for collapse(2) schedule(static) num_threads(threads))
+#define GC_PARALLEL_FOR_3(threads) GC_PRAGMA(omp parallel for collapse(3) schedule(static) num_threads(threads))
+#define GC_SIMD GC_PRAGMA(omp simd)
 #else
 #define GC_PARALLEL_FOR(threads) (void)(threads);
 #define GC_PARALLEL_FOR_2(threads) (void)(threads);
+#define GC_PARALLEL_FOR_3(threads) (void)(threads);
+#define GC_SIMD
 #endif
 
 static inline float gc_sigmoidf(float x) {
@@ -28,14 +32,10 @@ static inline float gc_sigmoidf(float x) {
 /* out_sigmoid_tanh
  * out = sigmoid((2*a) + b)*tanh(b)
  * from mul, add, sigmoid, tanh, mul, at test_emitted_golden.py
- * used by predict
- * a: float (N, 5)
- * b: float (N, 5)
- * out: float (N, 5), written
- * 25*N FLOP, 60*N bytes
+ * a: float (N, 5); b: float (N, 5); out: float (N, 5), written; 25*N FLOP, 60*N bytes, used by predict
  */
-static void out_sigmoid_tanh(
-    const float *restrict a, const float *restrict b, float *restrict out, const int64_t N)
+static void out_sigmoid_tanh(const float *restrict a, const float *restrict b, float *restrict out,
+    const int64_t N)
 {
     for (int64_t i0 = 0; i0 < 5*N; i0++) {
         const float a_i = a[i0];
@@ -126,9 +126,8 @@ static int check_batch(fused_map_context *context, int64_t batch)
     return FUSED_MAP_BAD_BATCH;
 }
 
-int fused_map_predict(
-    fused_map_context *context, int64_t batch, const float *a, size_t a_bytes, const float *b, size_t b_bytes,
-    float *out, size_t out_bytes)
+int fused_map_predict(fused_map_context *context, int64_t batch, const float *a, size_t a_bytes,
+    const float *b, size_t b_bytes, float *out, size_t out_bytes)
 {
     if (context == NULL) return FUSED_MAP_BAD_MEMORY;
     const int64_t N = batch;

@@ -15,9 +15,13 @@
 #define GC_PRAGMA(text) _Pragma(#text)
 #define GC_PARALLEL_FOR(threads) GC_PRAGMA(omp parallel for schedule(static) num_threads(threads))
 #define GC_PARALLEL_FOR_2(threads) GC_PRAGMA(omp parallel for collapse(2) schedule(static) num_threads(threads))
+#define GC_PARALLEL_FOR_3(threads) GC_PRAGMA(omp parallel for collapse(3) schedule(static) num_threads(threads))
+#define GC_SIMD GC_PRAGMA(omp simd)
 #else
 #define GC_PARALLEL_FOR(threads) (void)(threads);
 #define GC_PARALLEL_FOR_2(threads) (void)(threads);
+#define GC_PARALLEL_FOR_3(threads) (void)(threads);
+#define GC_SIMD
 #endif
 
 /* For positions k * stride + shift: the first k that is not below 0, and the end of those k below `width`
@@ -34,12 +38,10 @@ static inline int64_t gc_end_inside(int64_t shift, int64_t stride, int64_t width
 /* out_max_pool2d
  * out[n][c][y][x] = max_{i,j} in[n][c][y*sy + i*dy - py][x*sx + j*dx - px]
  * from max_pool2d, at test_emitted_golden.py
- * used by predict
- * in: float (N, 3, 9, 9)
- * out: float (N, 3, 5, 5), written
- * 675*N FLOP, 1272*N bytes
+ * in: float (N, 3, 9, 9); out: float (N, 3, 5, 5), written; 675*N FLOP, 1272*N bytes, used by predict
  */
-static void out_max_pool2d(const float *restrict in, float *restrict out, const int64_t N, const int threads)
+static void out_max_pool2d(const float *restrict in, float *restrict out, const int64_t N,
+    const int threads)
 {
     GC_PARALLEL_FOR_2(threads)
     for (int64_t n = 0; n < N; n++) {
@@ -152,9 +154,8 @@ static int check_batch(padded_max_pool_context *context, int64_t batch)
     return PADDED_MAX_POOL_BAD_BATCH;
 }
 
-int padded_max_pool_predict(
-    padded_max_pool_context *context, int64_t batch, const float *x, size_t x_bytes, float *out,
-    size_t out_bytes)
+int padded_max_pool_predict(padded_max_pool_context *context, int64_t batch, const float *x,
+    size_t x_bytes, float *out, size_t out_bytes)
 {
     if (context == NULL) return PADDED_MAX_POOL_BAD_MEMORY;
     const int64_t N = batch;

@@ -15,9 +15,13 @@
 #define GC_PRAGMA(text) _Pragma(#text)
 #define GC_PARALLEL_FOR(threads) GC_PRAGMA(omp parallel for schedule(static) num_threads(threads))
 #define GC_PARALLEL_FOR_2(threads) GC_PRAGMA(omp parallel for collapse(2) schedule(static) num_threads(threads))
+#define GC_PARALLEL_FOR_3(threads) GC_PRAGMA(omp parallel for collapse(3) schedule(static) num_threads(threads))
+#define GC_SIMD GC_PRAGMA(omp simd)
 #else
 #define GC_PARALLEL_FOR(threads) (void)(threads);
 #define GC_PARALLEL_FOR_2(threads) (void)(threads);
+#define GC_PARALLEL_FOR_3(threads) (void)(threads);
+#define GC_SIMD
 #endif
 
 #define GC_LANES 16 /* partial sums of a long sum: a fixed number, whatever the vector width */
@@ -47,14 +51,12 @@ static inline float gc_fma_f(float a, float b, float c) {
 #define GC_VECTOR(name, type, lanes) \
     typedef type name __attribute__((vector_size(sizeof(type) * lanes), aligned(sizeof(type)), may_alias))
 #if defined __AVX512VL__ && !defined GC_NO_ASM
-/* Written as the instruction itself: compilers break up the loop below, or spill its sums. */
-#define GC_MADD(form, sum, factor, vector) \
-    do { \
-        const __typeof__(sum) gc_b = (factor) - (__typeof__(sum)){0}; \
-        __asm__("vfmadd231" form " %2, %1, %0" : "+v"(sum) : "v"(gc_b), "v"(vector)); \
-    } while (0)
+/* Written as the instruction itself, which reads and repeats the factor too: compilers break up the loop below,
+ * spill its sums, or load every factor by an instruction of its own, which costs a quarter of the speed. */
+#define GC_MADD(form, count, sum, factor, vector) \
+    __asm__("vfmadd231" form " %1%{1to" count "%}, %2, %0" : "+v"(sum) : "m"(factor), "v"(vector))
 #elif defined __FMA__ || defined __ARM_FEATURE_FMA || defined __FP_FAST_FMA /* as in gc_fma; the same bits */
-#define GC_MADD(form, sum, factor, vector) \
+#define GC_MADD(form, count, sum, factor, vector) \
     do { \
         __typeof__(sum) gc_r; \
         for (size_t gc_l = 0; gc_l < sizeof gc_r / sizeof gc_r[0]; gc_l++) \
@@ -63,14 +65,14 @@ static inline float gc_fma_f(float a, float b, float c) {
         (sum) = gc_r; \
     } while (0)
 #else
-#define GC_MADD(form, sum, factor, vector) (sum) += (factor) * (vector)
+#define GC_MADD(form, count, sum, factor, vector) (sum) += (factor) * (vector)
 #endif
 #else
 #define GC_VECTOR(name, type, lanes) \
     typedef struct { \
         type v[lanes]; \
     } name
-#define GC_MADD(form, sum, factor, vector) \
+#define GC_MADD(form, count, sum, factor, vector) \
     for (size_t gc_l = 0; gc_l < sizeof (sum).v / sizeof *(sum).v; gc_l++) \
         (sum).v[gc_l] += (factor) * (vector).v[gc_l]
 #endif
@@ -84,16 +86,10 @@ GC_VECTOR(gc_vec8_f, float, 8);
  * then, with acc for what stands on the right:
  * out = ((acc + bias) - y_array)**2
  * from line (matmul), add, sub, square, at test_emitted_golden.py, test_emitted_golden.py
- * used by evaluate
- * a: float (N, 3)
- * b: float (1, 3)
- * bias: float (1,)
- * y_array: float (N, 1)
- * out: float (N, 1), written
- * 9*N FLOP, (20*N + 16) bytes
+ * a: float (N, 3); b: float (1, 3); bias: float (1,); y_array: float (N, 1)
+ * out: float (N, 1), written; 9*N FLOP, (20*N + 16) bytes, used by evaluate
  */
-static void line_matmul(
-    const float *restrict a, const float *restrict b, const float *restrict bias,
+static void line_matmul(const float *restrict a, const float *restrict b, const float *restrict bias,
     const float *restrict y_array, float *restrict out, const int64_t N, const int threads)
 {
     GC_PARALLEL_FOR_2(threads)
@@ -132,27 +128,18 @@ static void line_matmul(
 /* loss_sum
  * out = sum(square over i0)/N
  * from sum, div, at test_emitted_golden.py
- * used by evaluate
- * square: float (N, 1)
- * out: float (1, 1), written
- * 2*N FLOP, (4*N + 4) bytes
+ * square: float (N, 1); out: float (1, 1), written; 2*N FLOP, (4*N + 4) bytes, used by evaluate
  */
 static void loss_sum(const float *restrict square, float *restrict out, const int64_t N)
 {
-    float sum_value_lanes[GC_LANES];
-    for (int lane = 0; lane < GC_LANES; lane++) sum_value_lanes[lane] = 0.0f;
-    int64_t base_1 = 0;
-    for (; base_1 + GC_LANES <= N; base_1 += GC_LANES) {
-        for (int lane = 0; lane < GC_LANES; lane++) {
+    float sum_value_lanes[GC_LANES] = {0};
+    for (int64_t base_1 = 0; base_1 < N; base_1 += GC_LANES) {
+        const int64_t width = N - base_1 < GC_LANES ? N - base_1 : GC_LANES;
+        for (int64_t lane = 0; lane < width; lane++) {
             const int64_t i0 = base_1 + lane;
             const float square_i = square[i0];
             sum_value_lanes[lane] += square_i;
         }
-    }
-    for (int lane = 0; lane < N - base_1; lane++) {
-        const int64_t i0 = base_1 + lane;
-        const float square_i = square[i0];
-        sum_value_lanes[lane] += square_i;
     }
     const float sum_value = gc_sum_lanes_f(sum_value_lanes);
     const float extent = (float)(N);
@@ -167,17 +154,11 @@ static void loss_sum(const float *restrict square, float *restrict out, const in
  * out = sub
  * out1 = 2*(1/N)*sub
  * from line (matmul), add, sub, square_backward, at test_emitted_golden.py, test_emitted_golden.py
- * used by train_step
- * a: float (N, 3)
- * b: float (1, 3)
- * bias: float (1,)
- * y_array: float (N, 1)
- * out: float (N, 1), written
- * out1: float (N, 1), written
- * 11*N FLOP, (24*N + 16) bytes
+ * a: float (N, 3); b: float (1, 3); bias: float (1,); y_array: float (N, 1)
+ * out: float (N, 1), written; out1: float (N, 1), written
+ * 11*N FLOP, (24*N + 16) bytes, used by train_step
  */
-static void line_matmul_2(
-    const float *restrict a, const float *restrict b, const float *restrict bias,
+static void line_matmul_2(const float *restrict a, const float *restrict b, const float *restrict bias,
     const float *restrict y_array, float *restrict out, float *restrict out1, const int64_t N,
     const int threads)
 {
@@ -220,29 +201,19 @@ static void line_matmul_2(
 /* loss_sum_2
  * out = sum(sub**2 over i0)/N
  * from square, sum, div, at test_emitted_golden.py
- * used by train_step
- * sub: float (N, 1)
- * out: float (1, 1), written
- * 3*N FLOP, (4*N + 4) bytes
+ * sub: float (N, 1); out: float (1, 1), written; 3*N FLOP, (4*N + 4) bytes, used by train_step
  */
 static void loss_sum_2(const float *restrict sub, float *restrict out, const int64_t N)
 {
-    float sum_value_lanes[GC_LANES];
-    for (int lane = 0; lane < GC_LANES; lane++) sum_value_lanes[lane] = 0.0f;
-    int64_t base_1 = 0;
-    for (; base_1 + GC_LANES <= N; base_1 += GC_LANES) {
-        for (int lane = 0; lane < GC_LANES; lane++) {
+    float sum_value_lanes[GC_LANES] = {0};
+    for (int64_t base_1 = 0; base_1 < N; base_1 += GC_LANES) {
+        const int64_t width = N - base_1 < GC_LANES ? N - base_1 : GC_LANES;
+        for (int64_t lane = 0; lane < width; lane++) {
             const int64_t i0 = base_1 + lane;
             const float sub_i = sub[i0];
             const float square = sub_i*sub_i;
             sum_value_lanes[lane] += square;
         }
-    }
-    for (int lane = 0; lane < N - base_1; lane++) {
-        const int64_t i0 = base_1 + lane;
-        const float sub_i = sub[i0];
-        const float square = sub_i*sub_i;
-        sum_value_lanes[lane] += square;
     }
     const float sum_value = gc_sum_lanes_f(sum_value_lanes);
     const float extent = (float)(N);
@@ -253,10 +224,7 @@ static void loss_sum_2(const float *restrict sub, float *restrict out, const int
 /* x_pack
  * out[block][...][lane] = in[... block*lanes + lane ...], 0 past the last channel
  * from x (pack), at test_emitted_golden.py
- * used by train_step
- * in: float (N, 3)
- * out: float (1, N, 8), written
- * 0 FLOP, 44*N bytes
+ * in: float (N, 3); out: float (1, N, 8), written; 0 FLOP, 44*N bytes, used by train_step
  */
 static void x_pack(const float *restrict in, float *restrict out, const int64_t N, const int threads)
 {
@@ -275,14 +243,11 @@ static void x_pack(const float *restrict in, float *restrict out, const int64_t 
 /* line_weight_grad
  * out[i][j] = sum_k a[k][i] * b[j/lanes][k][j%lanes]
  * from matmul, at test_emitted_golden.py
- * used by train_step
- * a: float (N, 1)
- * b: float (1, N, 8)
- * out: float (1, 3), written
- * 6*N FLOP, (36*N + 12) bytes
+ * a: float (N, 1); b: float (1, N, 8); out: float (1, 3), written
+ * 6*N FLOP, (36*N + 12) bytes, used by train_step
  */
-static void line_weight_grad(
-    const float *restrict a, const float *restrict b, float *restrict out, const int64_t N, const int threads)
+static void line_weight_grad(const float *restrict a, const float *restrict b, float *restrict out,
+    const int64_t N, const int threads)
 {
     GC_PARALLEL_FOR(threads)
     for (int64_t block = 0; block < 1; block++) {
@@ -294,7 +259,7 @@ static void line_weight_grad(
             gc_vec8_f s0 = {0};
             for (int64_t k = 0; k < N; k++) {
                 const gc_vec8_f v = GC_LOAD(gc_vec8_f, panel + k * 8);
-                GC_MADD("ps", s0, a[k * 1 + top], v);
+                GC_MADD("ps", "8", s0, a[k * 1 + top], v);
             }
             float sum[1][8];
             GC_STORE(gc_vec8_f, sum[0], s0);
@@ -313,27 +278,18 @@ static void line_weight_grad(
 /* line_bias_grad
  * out = 2*(1/N)*sum(sub over i0)
  * from sum, mul, at test_emitted_golden.py
- * used by train_step
- * sub: float (N, 1)
- * out: float (1, 1), written
- * 4*N FLOP, (4*N + 4) bytes
+ * sub: float (N, 1); out: float (1, 1), written; 4*N FLOP, (4*N + 4) bytes, used by train_step
  */
 static void line_bias_grad(const float *restrict sub, float *restrict out, const int64_t N)
 {
-    float sum_value_lanes[GC_LANES];
-    for (int lane = 0; lane < GC_LANES; lane++) sum_value_lanes[lane] = 0.0f;
-    int64_t base_1 = 0;
-    for (; base_1 + GC_LANES <= N; base_1 += GC_LANES) {
-        for (int lane = 0; lane < GC_LANES; lane++) {
+    float sum_value_lanes[GC_LANES] = {0};
+    for (int64_t base_1 = 0; base_1 < N; base_1 += GC_LANES) {
+        const int64_t width = N - base_1 < GC_LANES ? N - base_1 : GC_LANES;
+        for (int64_t lane = 0; lane < width; lane++) {
             const int64_t i0 = base_1 + lane;
             const float sub_i = sub[i0];
             sum_value_lanes[lane] += sub_i;
         }
-    }
-    for (int lane = 0; lane < N - base_1; lane++) {
-        const int64_t i0 = base_1 + lane;
-        const float sub_i = sub[i0];
-        sum_value_lanes[lane] += sub_i;
     }
     const float sum_value = gc_sum_lanes_f(sum_value_lanes);
     const float extent = (float)(N);
@@ -467,9 +423,8 @@ int sgd_update_predict(sgd_update_context *context, int64_t batch)
     return SGD_UPDATE_OK;
 }
 
-int sgd_update_evaluate(
-    sgd_update_context *context, int64_t batch, const float *x, size_t x_bytes, const float *y,
-    size_t y_bytes, float *loss, size_t loss_bytes)
+int sgd_update_evaluate(sgd_update_context *context, int64_t batch, const float *x, size_t x_bytes,
+    const float *y, size_t y_bytes, float *loss, size_t loss_bytes)
 {
     if (context == NULL) return SGD_UPDATE_BAD_MEMORY;
     const sgd_update_memory *const memory = &context->memory;
@@ -495,9 +450,8 @@ int sgd_update_evaluate(
     return SGD_UPDATE_OK;
 }
 
-int sgd_update_train_step(
-    sgd_update_context *context, int64_t batch, const float *x, size_t x_bytes, const float *y,
-    size_t y_bytes, float *loss, size_t loss_bytes, double lr, int32_t commit)
+int sgd_update_train_step(sgd_update_context *context, int64_t batch, const float *x, size_t x_bytes,
+    const float *y, size_t y_bytes, float *loss, size_t loss_bytes, double lr, int32_t commit)
 {
     if (context == NULL) return SGD_UPDATE_BAD_MEMORY;
     const sgd_update_memory *const memory = &context->memory;

@@ -15,9 +15,13 @@
 #define GC_PRAGMA(text) _Pragma(#text)
 #define GC_PARALLEL_FOR(threads) GC_PRAGMA(omp parallel for schedule(static) num_threads(threads))
 #define GC_PARALLEL_FOR_2(threads) GC_PRAGMA(omp parallel for collapse(2) schedule(static) num_threads(threads))
+#define GC_PARALLEL_FOR_3(threads) GC_PRAGMA(omp parallel for collapse(3) schedule(static) num_threads(threads))
+#define GC_SIMD GC_PRAGMA(omp simd)
 #else
 #define GC_PARALLEL_FOR(threads) (void)(threads);
 #define GC_PARALLEL_FOR_2(threads) (void)(threads);
+#define GC_PARALLEL_FOR_3(threads) (void)(threads);
+#define GC_SIMD
 #endif
 
 /* probabilities_max_exp_sum_log
@@ -27,16 +31,11 @@
  * out1 = log(sum_value) - sum((sub if Ne((1 if Eq(index, labels) else 0), 0) else 0) over i1)
  * out = exp(logits - max)/sum_value
  * from max, sub, exp, sum, log, where, and 3 more, at test_emitted_golden.py, test_emitted_golden.py
- * used by predict
- * logits: float (N, 10)
- * labels: int32_t (N,)
- * out: float (N, 10), written
- * out1: float (N, 1), written
- * 120*N FLOP, 88*N bytes
+ * logits: float (N, 10); labels: int32_t (N,); out: float (N, 10), written
+ * out1: float (N, 1), written; 120*N FLOP, 88*N bytes, used by predict
  */
-static void probabilities_max_exp_sum_log(
-    const float *restrict logits, const int32_t *restrict labels, float *restrict out, float *restrict out1,
-    const int64_t N)
+static void probabilities_max_exp_sum_log(const float *restrict logits, const int32_t *restrict labels,
+    float *restrict out, float *restrict out1, const int64_t N)
 {
     for (int64_t i0 = 0; i0 < N; i0++) {
         float max = -INFINITY;
@@ -160,10 +159,9 @@ static int check_values_i(
     return SOFTMAX_CROSS_ENTROPY_OK;
 }
 
-int softmax_cross_entropy_predict(
-    softmax_cross_entropy_context *context, int64_t batch, const float *logits, size_t logits_bytes,
-    const int32_t *labels, size_t labels_bytes, float *losses, size_t losses_bytes, float *probabilities,
-    size_t probabilities_bytes)
+int softmax_cross_entropy_predict(softmax_cross_entropy_context *context, int64_t batch,
+    const float *logits, size_t logits_bytes, const int32_t *labels, size_t labels_bytes, float *losses,
+    size_t losses_bytes, float *probabilities, size_t probabilities_bytes)
 {
     if (context == NULL) return SOFTMAX_CROSS_ENTROPY_BAD_MEMORY;
     const int64_t N = batch;
