@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from graphc.artifact import Artifact, cached_artifact, fingerprint
-from graphc.build import BuildOptions, Cache, build_extension
+from graphc.build import BuildOptions, Cache, build_extension, target_macros
 from graphc.emit.c import ABI, Emitted, emit_c
 from graphc.errors import GraphError, RangeError, UnknownNameError
 from graphc.graph.node import Node
 from graphc.initialisers import Array as ArrayInitialiser
 from graphc.initialisers import Initialiser, stream
+from graphc.isa import isa_named, isa_of
 from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
 from graphc.pipeline import Compiled, Dump, Request, compile_program, initialisers_of
@@ -72,20 +73,25 @@ def compile(
     dtype: str = "float32",
     name: str = "net",
     nan_guard: bool = False,
+    isa: str | None = None,
     build: BuildOptions | None = None,
     dump_dir: str | Path | None = None,
 ) -> Module:
     """Return the compiled module.
 
     ``outputs`` names what ``predict`` returns. With a loss the module also evaluates and trains;
-    ``metrics`` are further scalars that a step reports. ``batch`` is the largest batch. ``dump_dir``
-    receives every intermediate result as text.
+    ``metrics`` are further scalars that a step reports. ``batch`` is the largest batch. ``isa`` names the
+    instruction set that the code is laid out for (``graphc.isa``), by default that of the build's flags.
+    ``dump_dir`` receives every intermediate result as text.
 
     Raises:
         GraphcError: whatever is wrong with the graph, the names or the build.
     """
-    request = _request(outputs, loss, optimizer, metrics or {}, batch, target, dtype, name, seed)
     options = build or BuildOptions()
+    request = replace(
+        _request(outputs, loss, optimizer, metrics or {}, batch, target, dtype, name, seed),
+        isa=isa_named(isa or isa_of(target_macros(options))),
+    )
     if dump_dir is not None:
         artifact = _make_artifact(request, nan_guard, _dumper(Path(dump_dir)))
     else:

@@ -15,6 +15,7 @@ from graphc.graph.node import Node, topological
 from graphc.graph.text import print_graph
 from graphc.graph.verify import verify
 from graphc.initialisers import Array, Initialiser
+from graphc.isa import AVX512, Isa
 from graphc.lower.arena import kept_buffers, plan_entry, reuse_in_place
 from graphc.lower.entry import EntryLowering
 from graphc.memory import ArenaPlan
@@ -53,6 +54,7 @@ class Request:
     batch: int
     dtype: DType
     gradients: bool = True
+    isa: Isa = AVX512
     apart: bool = False  # one kernel for every node: nan_guard must be able to name it
 
 
@@ -320,7 +322,7 @@ class _Builder:
         special = specialise(outputs, training=False)
         simple = simplify(special.outputs)
         scaled = simplify(fold_scales(simple))
-        called, fixed = hoist_fixed(simplify(pack(scaled)), first=len(self.folded))
+        called, fixed = hoist_fixed(simplify(pack(scaled, self.request.isa)), first=len(self.folded))
         renumbered = self._register_folded(called, fixed)
         self._show(name, renumbered)
         self._lower(name, renumbered, special, {})
@@ -349,7 +351,7 @@ class _Builder:
         graph |= {f"grad.{names[p]}": g for p, g in zip(self.layout.trainable, gradients, strict=True)}
         graph |= {f"state.{names[s]}": new for s, new in special.updates.items()}
         self.dump(f"{self.step:02d}-differentiate", lambda: print_graph(graph))
-        simple = simplify(pack(simplify(without_gradient_rules(graph))))
+        simple = simplify(pack(simplify(without_gradient_rules(graph)), self.request.isa))
         verify(simple)
         self._show("train_step", simple)
         results = {
@@ -457,7 +459,7 @@ class _Builder:
         if optimizer is not None:
             update = UpdateSpec(optimizer.rule_for(layout.ranges[0]).slots, layout.ranges)
         program = Program(
-            request.name, request.dtype, request.batch, tuple(self.entries),
+            request.name, request.dtype, request.batch, request.isa, tuple(self.entries),
             layout.slots(layout.params), layout.slots(layout.states), self.folded_size,
             layout.params_size, layout.trainable_size, layout.states_size,
             max((p.arena_bytes for p in self.plans.values()), default=0), offsets, update,

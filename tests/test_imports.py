@@ -18,6 +18,7 @@ PACKAGES = {"graphc": ROOT / "graphc", "graphc_runtime": ROOT / "runtime" / "gra
 LAYERS = [
     ["graphc.errors"],
     ["graphc.types", "graphc.philox"],
+    ["graphc.isa"],
     ["graphc.scalar", "graphc.graph.source"],
     ["graphc.memory", "graphc.build"],
     ["graphc.graph", "graphc.initialisers"],

@@ -16,7 +16,7 @@ from pathlib import Path
 from graphc.build.cache import Cache, storage_error
 from graphc.build.compiler import CommandError, Compiler, cpu_identity, find_compiler, run_commands
 from graphc.build.options import BuildOptions
-from graphc.build.probe import native_flags, openmp_flags
+from graphc.build.probe import native_flags, openmp_flags, predefined_macros
 from graphc.errors import BuildError
 
 # Raised whenever this package builds differently from equal inputs.
@@ -134,6 +134,17 @@ def build_program(sources: Mapping[str, str], main_c: str, options: BuildOptions
     toolchain = _choose_toolchain(options, cache)
     key = _digest(["program", *toolchain.identity(), *_flatten(texts)])
     return _build(_Recipe(key, "program", cache, toolchain, options), texts, lambda: _Inputs(texts, {}))
+
+
+def target_macros(options: BuildOptions) -> str:
+    """Return the compiler's predefined macros that tell the instruction set; "" where there is no compiler."""
+    try:
+        compiler = find_compiler(options.compiler)
+    except BuildError:
+        return ""  # building will say so
+    cache = Cache(options.cache_root())
+    flags = (*native_flags(options.optimisation, compiler, cache), *options.extra_flags)
+    return predefined_macros(flags, compiler, cache)
 
 
 def _build(recipe: _Recipe, sources: Mapping[str, str], inputs: Callable[[], _Inputs]) -> Path:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
+import re
+import subprocess
 import tempfile
 from pathlib import Path
 
 from graphc.build.cache import Cache
-from graphc.build.compiler import CommandError, Compiler, run_commands
+from graphc.build.compiler import CommandError, Compiler, cpu_identity, run_commands
 from graphc.errors import BuildError
 
 _LOG = logging.getLogger("graphc.build")
@@ -42,6 +45,22 @@ def native_flags(flags: tuple[str, ...], compiler: Compiler, cache: Cache) -> tu
         _warn_once(f"{compiler.headline} does not accept {wanted}: the code will be slower")
     at = flags.index(wanted)
     return flags[:at] + spelled + tuple(flag for flag in flags[at:] if flag != wanted)
+
+
+def predefined_macros(flags: tuple[str, ...], compiler: Compiler, cache: Cache) -> str:
+    """Return the macros that the compiler defines under the flags, as ``#define`` lines; "" if it won't say."""
+    native = any(flag.endswith("=native") for flag in flags)
+    identity = "\0".join([*compiler.command, compiler.version, *flags, cpu_identity() if native else ""])
+    name = f"macros-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
+    known = cache.note(name)
+    if known is not None:
+        return known
+    command = [*compiler.command, *flags, "-dM", "-E", "-x", "c", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if re.match(r"#define __(AVX|FMA|ARM|SSE)", line)]
+    macros = "\n".join(lines) if done.returncode == 0 else ""
+    cache.set_note(name, macros)
+    return macros
 
 
 def _accepts(compiler: Compiler, flag: str, source: str, cache: Cache) -> bool:

@@ -144,7 +144,7 @@ class _Emitter:
         common = self._common(entries_text)
         body = indent(_render("entries", update=update, **common))
         kernels = [f.text for f in self.functions.values()]
-        helpers = helpers_for("\n".join([*kernels, body]))
+        helpers = helpers_for("\n".join([*kernels, body]), self.program.isa)
         prelude = _render(
             "prelude", helpers=[h.strip("\n") for h in helpers], kernels="\n".join([*kernels, body])
         )

@@ -249,7 +249,7 @@ def anchor_context(kernel: Kernel, batch: int) -> dict[str, Any]:
         "e": EpilogueText(kernel, kernel.epilogue),
         "T": C_TYPE[kernel.dtype],
         "suffix": SUFFIX[kernel.dtype],
-        "form": f'"{"ps" if kernel.dtype == "float32" else "pd"}", "{values.get("lanes", 0)}"',
+        "form": f"{values.get('lanes', 0)}_{SUFFIX[kernel.dtype]}",
         "V": f"gc_vec{values.get('lanes', 0)}_{SUFFIX[kernel.dtype]}",
         "ctypes": {o.name: C_TYPE[o.dtype] for o in kernel.operands},
     }

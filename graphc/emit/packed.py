@@ -10,9 +10,6 @@ from graphc.emit.text import extent
 from graphc.ops.packed import TAPS, Border, PackedConvSpec, tap_channels
 from graphc.program.ir import Kernel
 
-# Sums that run side by side. Two FMA units with a latency of four cycles need eight to be busy, and eight
-# vectors of 64 bytes fit the registers of every instruction set from AVX2 on.
-ACCUMULATORS = 8
 _TILE_BYTES = 2**16  # of a padded image: half of what a core's second cache holds, on small machines
 _WEIGHT_BYTES = 2**18
 _MANY_CHANNELS = 32
@@ -29,7 +26,7 @@ def packed_facts(kernel: Kernel) -> dict[str, Any]:
         return _tap_tile(kernel.spec)
     spec = kernel.spec
     fixed = isinstance(spec.rows, int)
-    tile = min(ACCUMULATORS, spec.rows) if fixed else ACCUMULATORS
+    tile = min(spec.sums, spec.rows) if fixed else spec.sums
     return {
         "tile": tile,
         "rest": not fixed or spec.rows % tile != 0,
@@ -44,8 +41,8 @@ def _convolution_tile(kernel: Kernel) -> dict[str, Any]:
     spec, pool = kernel.spec, kernel.epilogue.pool if kernel.epilogue is not None else None
     rows, step = pool or (1, 1)
     width = spec.ow // step * step
-    largest = max(step, ACCUMULATORS // rows // step * step)
-    whole = [t for t in range(largest, largest * 2 // 3, -step) if t % step == 0 and width % t == 0]
+    largest = max(step, spec.sums // rows // step * step)
+    whole = [t for t in range(largest, largest // 2, -step) if t % step == 0 and width % t == 0]
     tile = whole[0] if whole else -(-width // -(-width // largest) // step) * step
     used, blocks = spec.oh // rows * rows, -(-spec.o // spec.lanes)
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from graphc import scalar
+from graphc.isa import Isa
 
 _LANES = """\
 /* The sum of GC_LANES partial sums, by a fixed tree. */
@@ -78,18 +79,13 @@ static inline uint32_t gc_philox(const gc_random *random, uint32_t stream, uint6
 """
 
 _VECTORS = """\
-/* Vectors of 64 or 32 bytes by the GNU extension, which every instruction set gets in its own registers; arrays
- * of the same length elsewhere. */
+/* Vectors by the GNU extension, which every instruction set gets in its own registers, and arrays of the same
+ * length elsewhere. GC_MADD_... adds factor * vector to a sum, rounded once where gc_fma does so. */
 #ifdef __GNUC__
 #define GC_VECTOR(name, type, lanes) \\
     typedef type name __attribute__((vector_size(sizeof(type) * lanes), aligned(sizeof(type)), may_alias))
-#if defined __AVX512VL__ && !defined GC_NO_ASM
-/* Written as the instruction itself, which reads and repeats the factor too: compilers break up the loop below,
- * spill its sums, or load every factor by an instruction of its own, which costs a quarter of the speed. */
-#define GC_MADD(form, count, sum, factor, vector) \\
-    __asm__("vfmadd231" form " %1%{1to" count "%}, %2, %0" : "+v"(sum) : "m"(factor), "v"(vector))
-#elif defined __FMA__ || defined __ARM_FEATURE_FMA || defined __FP_FAST_FMA /* as in gc_fma; the same bits */
-#define GC_MADD(form, count, sum, factor, vector) \\
+#if defined __FMA__ || defined __ARM_FEATURE_FMA || defined __FP_FAST_FMA
+#define GC_MADD(sum, factor, vector) \\
     do { \\
         __typeof__(sum) gc_r; \\
         for (size_t gc_l = 0; gc_l < sizeof gc_r / sizeof gc_r[0]; gc_l++) \\
@@ -98,20 +94,79 @@ _VECTORS = """\
         (sum) = gc_r; \\
     } while (0)
 #else
-#define GC_MADD(form, count, sum, factor, vector) (sum) += (factor) * (vector)
+#define GC_MADD(sum, factor, vector) (sum) += (factor) * (vector)
 #endif
 #else
 #define GC_VECTOR(name, type, lanes) \\
     typedef struct { \\
         type v[lanes]; \\
     } name
-#define GC_MADD(form, count, sum, factor, vector) \\
+#define GC_MADD(sum, factor, vector) \\
     for (size_t gc_l = 0; gc_l < sizeof (sum).v / sizeof *(sum).v; gc_l++) \\
         (sum).v[gc_l] += (factor) * (vector).v[gc_l]
 #endif
 #define GC_LOAD(name, from) (*(const name *)(from))
 #define GC_STORE(name, to, vector) (*(name *)(to) = (vector))
 """
+
+# Written as the instruction itself: compilers break up loops over lanes, and spill sums.
+_AVX512 = """\
+#if defined __AVX512VL__ && !defined GC_NO_ASM /* the instruction reads the factor and repeats it in all lanes */
+#define GC_MADD_{lanes}_{S}(sum, factor, vector) \\
+    __asm__("vfmadd231p{p} %1%{{1to{lanes}%}}, %2, %0" : "+v"(sum) : "m"(factor), "v"(vector))
+#else
+#define GC_MADD_{lanes}_{S} GC_MADD
+#endif
+"""
+_AVX2 = """\
+#if defined __FMA__ && !defined GC_NO_ASM
+#define GC_MADD_{lanes}_{S}(sum, factor, vector) \\
+    do {{ \\
+        const __typeof__(sum) gc_f = (factor) - (__typeof__(sum)){{0}}; \\
+        __asm__("vfmadd231p{p} %2, %1, %0" : "+x"(sum) : "x"(gc_f), "x"(vector)); \\
+    }} while (0)
+#else
+#define GC_MADD_{lanes}_{S} GC_MADD
+#endif
+"""
+# A vector of two registers.
+_AVX2_PAIR = """\
+#if defined __FMA__ && defined __GNUC__ && !defined GC_NO_ASM
+typedef struct {{
+    gc_vec{half}_{S} low, high;
+}} __attribute__((may_alias, aligned(sizeof({T})))) gc_vec{lanes}_{S};
+#define GC_MADD_{lanes}_{S}(sum, factor, vector) \\
+    do {{ \\
+        const gc_vec{half}_{S} gc_f = (factor) - (gc_vec{half}_{S}){{0}}; \\
+        __asm__("vfmadd231p{p} %2, %1, %0" : "+x"((sum).low) : "x"(gc_f), "x"((vector).low)); \\
+        __asm__("vfmadd231p{p} %2, %1, %0" : "+x"((sum).high) : "x"(gc_f), "x"((vector).high)); \\
+    }} while (0)
+#else
+GC_VECTOR(gc_vec{lanes}_{S}, {T}, {lanes});
+#define GC_MADD_{lanes}_{S} GC_MADD
+#endif
+"""
+
+
+def _vectors(used: list[tuple[int, str]], isa: Isa) -> list[str]:
+    """Return the vector types, each with its multiply-add for the instruction set."""
+    found = [_VECTORS]
+    declared = set()
+    for lanes, suffix in used:
+        values = {"lanes": lanes, "half": lanes // 2, "S": suffix, "T": _TYPES[suffix], "p": _PS[suffix]}
+        pair = isa.name == "avx2" and lanes * _BYTES[suffix] > isa.register_bytes
+        for part in (lanes // 2, lanes) if pair else (lanes,):
+            if part not in declared and not (pair and part == lanes):
+                found.append(f"GC_VECTOR(gc_vec{part}_{suffix}, {_TYPES[suffix]}, {part});\n")
+                declared.add(part)
+        form = _AVX2_PAIR if pair else {"avx512": _AVX512, "avx2": _AVX2}.get(isa.name, _PLAIN)
+        found.append(form.format(**values))
+    return found
+
+
+_PLAIN = "#define GC_MADD_{lanes}_{S} GC_MADD\n"
+_PS = {"f": "s", "d": "d"}
+_BYTES = {"f": 4, "d": 8}
 
 _BORDERED = """\
 /* Fills a tile with rows of the channels of an image that has zeros around it, and between its pixels where these
@@ -148,29 +203,28 @@ static inline void gc_strip_{S}(
 
 _TRANSPOSE = """\
 /* Transposes a table of 8 rows of {lanes} to {lanes} rows of 8, in place: three rounds of interleaving rows. */
-#if defined __GNUC__ && (defined __clang__ || __GNUC__ >= 12)
-static inline void gc_transpose{lanes}_{S}({T} *table) {{
-    gc_vec{lanes}_{S} row[8], next[8];
-    for (int k = 0; k < 8; k++) row[k] = GC_LOAD(gc_vec{lanes}_{S}, table + k * {lanes});
-    for (int round = 0; round < 3; round++) {{
-        for (int k = 0; k < 4; k++) {{
-            next[2 * k] = __builtin_shufflevector(row[k], row[k + 4], {low});
-            next[2 * k + 1] = __builtin_shufflevector(row[k], row[k + 4], {high});
-        }}
-        for (int k = 0; k < 8; k++) row[k] = next[k];
-    }}
-    for (int k = 0; k < 8; k++) GC_STORE(gc_vec{lanes}_{S}, table + k * {lanes}, row[k]);
-}}
-#else
 static inline void gc_transpose{lanes}_{S}({T} *table) {{
     {T} columns[{lanes} * 8];
+#if defined __GNUC__ && (defined __clang__ || __GNUC__ >= 12)
+    for (int part = 0; part < {lanes}; part += {short}) {{
+        gc_vec{short}_{S} row[8], next[8];
+        for (int k = 0; k < 8; k++) row[k] = GC_LOAD(gc_vec{short}_{S}, table + k * {lanes} + part);
+        for (int round = 0; round < 3; round++) {{
+            for (int k = 0; k < 4; k++) {{
+                next[2 * k] = __builtin_shufflevector(row[k], row[k + 4], {low});
+                next[2 * k + 1] = __builtin_shufflevector(row[k], row[k + 4], {high});
+            }}
+            for (int k = 0; k < 8; k++) row[k] = next[k];
+        }}
+        for (int k = 0; k < 8; k++) GC_STORE(gc_vec{short}_{S}, columns + part * 8 + k * {short}, row[k]);
+    }}
+#else
     for (int k = 0; k < 8; k++)
         for (int lane = 0; lane < {lanes}; lane++) columns[lane * 8 + k] = table[k * {lanes} + lane];
+#endif
     memcpy(table, columns, sizeof columns);
 }}
-#endif
 """
-
 
 _COLUMNS = """\
 /* Packs `count` columns of `live` rows, `stride` apart, into vectors of {lanes}, with zeros in idle lanes. */
@@ -205,15 +259,16 @@ def _columns(lanes: int, suffix: str) -> str:
     return _COLUMNS.format(lanes=lanes, S=suffix, T=_TYPES[suffix], even=even, odd=odd)
 
 
-def _transpose(lanes: int, suffix: str) -> str:
+def _transpose(lanes: int, suffix: str, isa: Isa) -> str:
     """Return the function that turns a tile of 8 pixels with ``lanes`` channels each into rows of pixels."""
+    short = min(lanes, isa.register_bytes // _BYTES[suffix])
 
     def interleaved(start: int) -> str:
-        pairs = ((start + k, lanes + start + k) for k in range(lanes // 2))
+        pairs = ((start + k, short + start + k) for k in range(short // 2))
         return ", ".join(str(position) for pair in pairs for position in pair)
 
     return _TRANSPOSE.format(
-        lanes=lanes, S=suffix, T=_TYPES[suffix], low=interleaved(0), high=interleaved(lanes // 2)
+        lanes=lanes, short=short, S=suffix, T=_TYPES[suffix], low=interleaved(0), high=interleaved(short // 2)
     )
 
 
@@ -226,10 +281,10 @@ _TILES = {
         "/* {count} vectors from rows of a table. */\n#define GC_FETCH_{count}(name, s, from, step)",
         "name s##{k} = GC_LOAD(name, (from) + {k} * (step))",
     ),
-    "MADD": (
+    "MADDS": (
         "/* Adds `vector` times from[0], from[step], ... to {count} sums. */\n"
-        "#define GC_MADD_{count}(form, count, s, from, step, vector)",
-        "GC_MADD(form, count, s##{k}, (from)[{k} * (step)], vector)",
+        "#define GC_MADDS_{count}(form, s, from, step, vector)",
+        "GC_MADD_##form(s##{k}, (from)[{k} * (step)], vector)",
     ),
     "STORE": (
         "/* Writes {count} vectors to rows of a table. */\n#define GC_STORE_{count}(name, to, step, s)",
@@ -270,7 +325,7 @@ static inline {T} gc_fma_{S}({T} a, {T} b, {T} c) {{
 _TYPES = {"f": "float", "d": "double", "i": "int32_t", "l": "int64_t"}
 
 
-def helpers_for(text: str) -> list[str]:
+def helpers_for(text: str, isa: Isa) -> list[str]:
     """Return the definitions of the helpers that occur in the text, each after what it needs."""
     found = []
     for suffix, ctype in _TYPES.items():
@@ -288,16 +343,16 @@ def helpers_for(text: str) -> list[str]:
     found += [_STRIP.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_strip_{s}(" in text]
     vectors = sorted(set(re.findall(r"\bgc_vec(\d+)_([fd])\b", text)))
     if vectors:
-        found.append(_VECTORS)
-        found += [f"GC_VECTOR(gc_vec{n}_{s}, {_TYPES[s]}, {n});\n" for n, s in vectors]
+        found += _vectors(sorted((int(n), s) for n, s in vectors), isa)
         found += [
-            _transpose(int(n), s) for n, s in sorted(set(re.findall(r"\bgc_transpose(\d+)_([fd])\b", text)))
+            _transpose(int(n), s, isa)
+            for n, s in sorted(set(re.findall(r"\bgc_transpose(\d+)_([fd])\b", text)))
         ]
         found += [
             _columns(int(n), s) for n, s in sorted(set(re.findall(r"\bgc_columns(\d+)_([fd])\b", text)))
         ]
         tiles = sorted(
-            set(re.findall(r"\bGC_(ZERO|FETCH|MADD|STORE)_(\d+)\b", text)), key=lambda t: (int(t[1]), t[0])
+            set(re.findall(r"\bGC_(ZERO|FETCH|MADDS|STORE)_(\d+)\b", text)), key=lambda t: (int(t[1]), t[0])
         )
         found += [_tile_macro(kind, int(count)) for kind, count in tiles]
     if "gc_window(" in text:

@@ -138,6 +138,7 @@ class PackedConvSpec:
     stride: Pair
     dilation: Pair
     lanes: int
+    sums: int
     border: Border
     itemsize: int
 
@@ -180,6 +181,7 @@ class PackedConv2d(Packed):
     stride: Pair
     dilation: Pair
     lanes: int
+    sums: int  # vectors of sums in registers
     border: Border = Border()
 
     @property
@@ -231,8 +233,8 @@ class PackedConv2d(Packed):
         _, _, kh, kw, _ = _fixed(*types[1].shape)
         oh, ow = _fixed(*out.shape[2:])
         return PackedConvSpec(
-            n, c, h, w, self.channels, kh, kw, oh, ow, self.stride, self.dilation, self.lanes, self.border,
-            ITEMSIZE[out.dtype],
+            n, c, h, w, self.channels, kh, kw, oh, ow, self.stride, self.dilation, self.lanes, self.sums,
+            self.border, ITEMSIZE[out.dtype],
         )  # fmt: skip
 
     def flops(self, out: TensorType, *types: TensorType) -> Size:
@@ -298,8 +300,8 @@ class PackedConv2dBackwardWeight(Packed):
         c, h, w = _fixed(*image)
         o, oh, ow = _fixed(*types[1].shape[1:])
         return PackedConvSpec(
-            n, c, h, w, o, *self.kernel, oh, ow, self.stride, self.dilation, self.lanes, self.border,
-            ITEMSIZE[out.dtype],
+            n, c, h, w, o, *self.kernel, oh, ow, self.stride, self.dilation, self.lanes, TAPS,
+            self.border, ITEMSIZE[out.dtype],
         )  # fmt: skip
 
     def flops(self, out: TensorType, *types: TensorType) -> Size:
@@ -320,6 +322,7 @@ class PackedMatMulSpec:
     columns: int
     transpose_a: bool
     lanes: int
+    sums: int
 
 
 @dataclass(frozen=True)
@@ -332,6 +335,7 @@ class PackedMatMul(Packed):
     columns: int
     transpose_a: bool
     lanes: int
+    sums: int
 
     @property
     def attributes(self) -> str:
@@ -355,7 +359,9 @@ class PackedMatMul(Packed):
 
     def spec(self, out: TensorType, *types: TensorType) -> PackedMatMulSpec:
         """Return the extents."""
-        return PackedMatMulSpec(out.shape[0], types[1].shape[1], self.columns, self.transpose_a, self.lanes)
+        return PackedMatMulSpec(
+            out.shape[0], types[1].shape[1], self.columns, self.transpose_a, self.lanes, self.sums
+        )
 
     def flops(self, out: TensorType, *types: TensorType) -> Size:
         """Return two operations a multiply-add."""

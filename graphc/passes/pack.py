@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from graphc.graph.node import Node, apply, rebuild
+from graphc.isa import Isa
 from graphc.ops.conv2d import Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, ConvGeometry, Pair
 from graphc.ops.matmul import MatMul
 from graphc.ops.movement import Flip, Place, transpose
@@ -27,38 +29,32 @@ from graphc.ops.packed import (
     PackedMatMul,
     tap_channels,
 )
-from graphc.types import ITEMSIZE, static_shape
+from graphc.types import static_shape
 
-_VECTOR_BYTES = 64
 # A kernel's tile of a padded image lives on its thread's stack.
 _TILE_BYTES = 2**18
 _POOLED_ROWS = 3  # the rows of the output that a tile serves at the least, where pooling is fused
 
 
-def pack(outputs: Mapping[str, Node]) -> dict[str, Node]:
-    """Return the graph with packed convolutions and matrix products."""
-    return dict(zip(outputs, rebuild(list(outputs.values()), _rule), strict=True))
+def pack(outputs: Mapping[str, Node], isa: Isa) -> dict[str, Node]:
+    """Return the graph with packed convolutions and matrix products, in vectors of the instruction set."""
+    rule = partial(_rule, isa)
+    return dict(zip(outputs, rebuild(list(outputs.values()), rule), strict=True))
 
 
-def _rule(node: Node, inputs: tuple[Node, ...]) -> Node | None:
+def _rule(isa: Isa, node: Node, inputs: tuple[Node, ...]) -> Node | None:
     op = node.op
     if isinstance(op, Conv2d) and op.geometry.groups == 1:
         x, weight = inputs
         g = op.geometry
-        return _convolution(node, x, weight, g.stride, g.dilation, Border(g.padding))
+        return _convolution(isa, node, x, weight, g.stride, g.dilation, Border(g.padding))
     if isinstance(op, Conv2dBackwardData) and op.geometry.groups == 1:
-        return _backward_data(node, op, *inputs)
+        return _backward_data(isa, node, op, *inputs)
     if isinstance(op, Conv2dBackwardWeight) and op.geometry.groups == 1:
-        return _backward_weight(node, op, *inputs)
+        return _backward_weight(isa, node, op, *inputs)
     if isinstance(op, MatMul):
-        return _product(node, op, *inputs)
+        return _product(isa, node, op, *inputs)
     return None
-
-
-def lanes_for(node: Node, channels: int) -> int:
-    """Return how many channels a vector holds: half a vector for few channels, so that fewer lanes idle."""
-    full = _VECTOR_BYTES // ITEMSIZE[node.dtype]
-    return full // 2 if channels <= full // 2 else full
 
 
 def _bordered(x: Node, border: Border) -> Node:
@@ -69,17 +65,19 @@ def _bordered(x: Node, border: Border) -> Node:
     return Place((n, c, *border.extents(h, w)), (0, 0, top, left), (1, 1, *border.spread), 0.0)(x)
 
 
-def _convolution(node: Node, x: Node, weight: Node, stride: Pair, dilation: Pair, border: Border) -> Node:
+def _convolution(
+    isa: Isa, node: Node, x: Node, weight: Node, stride: Pair, dilation: Pair, border: Border
+) -> Node:
     channels = static_shape(weight.shape)[0]
-    lanes = lanes_for(node, channels)
+    lanes = isa.lanes(channels, node.dtype)
     packed = Pack(0, lanes)(weight, name=weight.name)
-    op = PackedConv2d(channels, stride, dilation, lanes, border)
+    op = PackedConv2d(channels, stride, dilation, lanes, isa.sums(lanes, node.dtype), border)
     if border and op.spec(node.type, x.type, packed.type).tile_bytes(_POOLED_ROWS) > _TILE_BYTES:
         op, x = replace(op, border=Border()), _bordered(x, border)
     return apply(op, (x, packed), node.name, node.source)
 
 
-def _backward_data(node: Node, op: Conv2dBackwardData, grad: Node, weight: Node) -> Node | None:
+def _backward_data(isa: Isa, node: Node, op: Conv2dBackwardData, grad: Node, weight: Node) -> Node | None:
     g: ConvGeometry = op.geometry
     kernel, inner, outer = (static_shape(shape[2:]) for shape in (weight.shape, grad.shape, op.shape))
     spread = [(e - 1) * s + 1 for e, s in zip(inner, g.stride, strict=True)]
@@ -92,14 +90,14 @@ def _backward_data(node: Node, op: Conv2dBackwardData, grad: Node, weight: Node)
         return None  # more padding than the kernel reaches: the plain kernel crops
     border = Border(((before[0], after[0]), (before[1], after[1])), g.stride)
     flipped = Flip((2, 3))(transpose(weight, (1, 0, 2, 3)))
-    return _convolution(node, grad, flipped, (1, 1), g.dilation, border)
+    return _convolution(isa, node, grad, flipped, (1, 1), g.dilation, border)
 
 
-def _backward_weight(node: Node, op: Conv2dBackwardWeight, x: Node, grad: Node) -> Node:
+def _backward_weight(isa: Isa, node: Node, op: Conv2dBackwardWeight, x: Node, grad: Node) -> Node:
     g = op.geometry
     channels, _, kh, kw = static_shape(op.shape)
-    border = Border(g.padding)
-    kernel = PackedConv2dBackwardWeight((kh, kw), g.stride, g.dilation, lanes_for(node, channels), border)
+    border, lanes = Border(g.padding), isa.register_lanes(channels, node.dtype)
+    kernel = PackedConv2dBackwardWeight((kh, kw), g.stride, g.dilation, lanes, border)
     if border:
         spec = kernel.spec(node.type, x.type, grad.type)
         if spec.tile_bytes(1, tap_channels(spec)) > _TILE_BYTES:
@@ -107,10 +105,15 @@ def _backward_weight(node: Node, op: Conv2dBackwardWeight, x: Node, grad: Node) 
     return apply(kernel, (x, grad), node.name, node.source)
 
 
-def _product(node: Node, op: MatMul, a: Node, b: Node) -> Node | None:
+def _product(isa: Isa, node: Node, op: MatMul, a: Node, b: Node) -> Node | None:
     columns = node.shape[-1]
     if node.rank != 2 or not isinstance(columns, int) or columns == 1:
         return None
-    lanes = lanes_for(node, columns)
+    lanes = isa.lanes(columns, node.dtype)
     packed = Pack(0 if op.transpose_b else 1, lanes)(b, name=b.name)
-    return apply(PackedMatMul(columns, op.transpose_a, lanes), (a, packed), node.name, node.source)
+    return apply(
+        PackedMatMul(columns, op.transpose_a, lanes, isa.sums(lanes, node.dtype)),
+        (a, packed),
+        node.name,
+        node.source,
+    )

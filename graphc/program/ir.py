@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import sympy as sp
 
+from graphc.isa import Isa
 from graphc.types import DType, Shape, Size
 
 
@@ -263,6 +264,7 @@ class Program:
     name: str
     dtype: DType
     batch: int
+    isa: Isa
     entries: tuple[Entry, ...]
     params: tuple[Slot, ...]
     states: tuple[Slot, ...]

@@ -1,0 +1,80 @@
+"""Instruction sets, as far as the choice of register tiles depends on them.
+
+A tile is made of vectors of sums that live in registers: how long a vector is, and how many fit beside each
+other, differs. The emitted C is correct with every compiler and instruction set; it is fast on its own.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+from graphc.errors import RangeError
+from graphc.types import ITEMSIZE, DType
+
+_SUMS = 8  # vectors beside each other at the most: two units with a latency of four cycles are busy then
+
+
+@dataclass(frozen=True)
+class Isa:
+    """A vector instruction set: bytes in a register, and how many registers there are.
+
+    ``packed_bytes`` is the length of the vectors that weights are packed to, one register or several.
+    ``repeats`` says whether a multiply-add reads and repeats a factor from memory, without a register for it.
+    """
+
+    name: str
+    register_bytes: int
+    registers: int
+    packed_bytes: int
+    repeats: bool = False
+
+    def lanes(self, channels: int, dtype: DType) -> int:
+        """Return how many channels a packed vector holds: half of one for few, so that fewer lanes idle."""
+        full = self.packed_bytes // ITEMSIZE[dtype]
+        return full // 2 if channels <= full // 2 else full
+
+    def register_lanes(self, channels: int, dtype: DType) -> int:
+        """Return how many channels one register holds, half of it for few channels."""
+        full = self.register_bytes // ITEMSIZE[dtype]
+        return full // 2 if channels <= full // 2 and full > 4 else full
+
+    def sums(self, lanes: int, dtype: DType) -> int:
+        """Return how many packed vectors of sums fit into registers, beside one of weights and a factor."""
+        parts = max(1, lanes * ITEMSIZE[dtype] // self.register_bytes)
+        return max(1, min(_SUMS, (self.registers - (0 if self.repeats else 1)) // parts - 1))
+
+
+AVX512 = Isa("avx512", 64, 32, 64, repeats=True)
+ISAS = {
+    isa.name: isa
+    for isa in (AVX512, Isa("avx2", 32, 16, 64), Isa("neon", 16, 32, 32), Isa("sse2", 16, 16, 32))
+}
+# Macros by which compilers tell what they compile for, in the order of preference.
+_MACROS = (("__AVX512VL__", "avx512"), ("__FMA__", "avx2"), ("__ARM_NEON", "neon"), ("__SSE2__", "sse2"))
+
+
+def isa_named(name: str) -> Isa:
+    """Return the instruction set of that name.
+
+    Raises:
+        RangeError: there is none.
+    """
+    if name not in ISAS:
+        raise RangeError(f"isa {name!r} is unknown; there are {', '.join(ISAS)}")
+    return ISAS[name]
+
+
+def isa_of(macros: str) -> str:
+    """Return the name of the instruction set that a compiler's predefined macros tell of."""
+    defined = {
+        line.split()[1]
+        for line in macros.splitlines()
+        if line.startswith("#define ") and len(line.split()) > 1
+    }
+    return next((name for macro, name in _MACROS if macro in defined), usual_isa())
+
+
+def usual_isa() -> str:
+    """Return what a processor of this kind has at the least."""
+    return "neon" if platform.machine().lower() in ("arm64", "aarch64") else "sse2"
