@@ -229,9 +229,10 @@ static inline void gc_transpose{lanes}_{S}({T} *table) {{
 _COLUMNS = """\
 /* Packs `count` columns of `live` rows, `stride` apart, into vectors of {lanes}, with zeros in idle lanes. */
 static inline void gc_columns{lanes}_{S}({T} *to, const {T} *from, int64_t stride, int64_t live, int64_t count) {{
-    int64_t x = 0;
+    int64_t whole = 0;
 #if defined __GNUC__ && (defined __clang__ || __GNUC__ >= 12)
-    for (; x + 8 <= count; x += 8) {{ /* {lanes} rows of 8 to 8 rows of {lanes}: three rounds of taking turns */
+    whole = count - count % 8;
+    for (int64_t x = 0; x < whole; x += 8) {{ /* {lanes} rows of 8 to 8 rows of {lanes}: three rounds of taking turns */
         {T} table[8 * {lanes}] = {{0}};
         gc_vec{lanes}_{S} row[8], next[8];
         for (int64_t k = 0; k < live; k++) memcpy(table + k * 8, from + k * stride + x, 8 * sizeof *to);
@@ -246,7 +247,7 @@ static inline void gc_columns{lanes}_{S}({T} *to, const {T} *from, int64_t strid
         for (int k = 0; k < 8; k++) GC_STORE(gc_vec{lanes}_{S}, to + (x + k) * {lanes}, row[k]);
     }}
 #endif
-    for (; x < count; x++)
+    for (int64_t x = whole; x < count; x++)
         for (int64_t lane = 0; lane < {lanes}; lane++)
             to[x * {lanes} + lane] = lane < live ? from[lane * stride + x] : 0;
 }}
