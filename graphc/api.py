@@ -74,6 +74,7 @@ def compile(
     name: str = "net",
     nan_guard: bool = False,
     isa: str | None = None,
+    winograd: bool = True,
     build: BuildOptions | None = None,
     dump_dir: str | Path | None = None,
 ) -> Module:
@@ -81,7 +82,8 @@ def compile(
 
     ``outputs`` names what ``predict`` returns. With a loss the module also evaluates and trains;
     ``metrics`` are further scalars that a step reports. ``batch`` is the largest batch. ``isa`` names the
-    instruction set that the code is laid out for (``graphc.isa``), by default that of the build's flags.
+    instruction set that the code is laid out for (``graphc.isa``), by default that of the build's flags;
+    ``winograd=False`` forbids convolutions that round more than the direct sum (``graphc.ops.winograd``).
     ``dump_dir`` receives every intermediate result as text.
 
     Raises:
@@ -91,6 +93,7 @@ def compile(
     request = replace(
         _request(outputs, loss, optimizer, metrics or {}, batch, target, dtype, name, seed),
         isa=isa_named(isa or isa_of(target_macros(options))),
+        winograd=bool(winograd),
     )
     if dump_dir is not None:
         artifact = _make_artifact(request, nan_guard, _dumper(Path(dump_dir)))

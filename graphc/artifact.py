@@ -115,7 +115,8 @@ def fingerprint(request: Request, options: Iterable[str] = ()) -> str:
         line = f"{describe.op(node.op)} [{operands}] {node.type} {node.name} {node.source}\n"
         digest.update(line.encode(errors="surrogatepass"))  # names are checked later
     ends = {name: position[node] for name, node in roots.items()}
-    settings = [ends, request.name, request.batch, request.dtype, request.isa.name, _formulas(request.optimizer),
+    settings = [ends, request.name, request.batch, request.dtype, request.isa.name,
+                request.winograd, _formulas(request.optimizer),
                 list(options)]  # fmt: skip
     digest.update(json.dumps(settings).encode())
     return digest.hexdigest()

@@ -139,24 +139,24 @@ def vgg(
     return linear(h, classes, name="classifier.6")
 
 
-def vgg11(x: Node, classes: int = 1000, *, norm: bool = False) -> Node:
+def vgg11(x: Node, classes: int = 1000, *, norm: bool = False, drop: float = 0.5) -> Node:
     """Return VGG-11."""
-    return vgg(x, classes, depth=11, norm=norm)
+    return vgg(x, classes, depth=11, norm=norm, drop=drop)
 
 
-def vgg13(x: Node, classes: int = 1000, *, norm: bool = False) -> Node:
+def vgg13(x: Node, classes: int = 1000, *, norm: bool = False, drop: float = 0.5) -> Node:
     """Return VGG-13."""
-    return vgg(x, classes, depth=13, norm=norm)
+    return vgg(x, classes, depth=13, norm=norm, drop=drop)
 
 
-def vgg16(x: Node, classes: int = 1000, *, norm: bool = False) -> Node:
+def vgg16(x: Node, classes: int = 1000, *, norm: bool = False, drop: float = 0.5) -> Node:
     """Return VGG-16."""
-    return vgg(x, classes, depth=16, norm=norm)
+    return vgg(x, classes, depth=16, norm=norm, drop=drop)
 
 
-def vgg19(x: Node, classes: int = 1000, *, norm: bool = False) -> Node:
+def vgg19(x: Node, classes: int = 1000, *, norm: bool = False, drop: float = 0.5) -> Node:
     """Return VGG-19."""
-    return vgg(x, classes, depth=19, norm=norm)
+    return vgg(x, classes, depth=19, norm=norm, drop=drop)
 
 
 class GoogLeNetLogits(NamedTuple):
@@ -212,19 +212,26 @@ def _inception(x: Node, block: str, unit: _Unit, kernel: int) -> Node:
     )
 
 
-def _auxiliary(x: Node, classes: int, name: str, unit: _Unit) -> Node:
+def _auxiliary(x: Node, classes: int, name: str, unit: _Unit, drop: float) -> Node:
     h = unit(adaptive_avg_pool2d(x, 4), 128, 1, f"{name}.conv")
-    h = dropout(relu(linear(flatten(h), 1024, name=f"{name}.fc1")), 0.7)
+    h = dropout(relu(linear(flatten(h), 1024, name=f"{name}.fc1")), drop)
     return linear(h, classes, name=f"{name}.fc2")
 
 
 def googlenet_with_heads(
-    x: Node, classes: int = 1000, *, norm: bool = True, kernel: int = 5, drop: float = 0.4
+    x: Node,
+    classes: int = 1000,
+    *,
+    norm: bool = True,
+    kernel: int = 5,
+    drop: float = 0.4,
+    head_drop: float = 0.7,
 ) -> GoogLeNetLogits:
     """Return GoogLeNet with its auxiliary classifiers: train on loss + 0.3 * (aux1 + aux2).
 
     Shapes: x (N, 3, 224, 224). ``kernel`` is that of the third branch: 5 as in the paper, or 3 as in
-    torchvision. Source: Szegedy et al. 2015, table 1 and section 5; batch norm after Ioffe and Szegedy 2015.
+    torchvision. ``head_drop`` is the dropout of the auxiliary classifiers.
+    Source: Szegedy et al. 2015, table 1 and section 5; batch norm after Ioffe and Szegedy 2015.
 
     Raises:
         RangeError: the kernel is neither 3 nor 5.
@@ -243,13 +250,15 @@ def googlenet_with_heads(
     h = _inception(_inception(h, "5a", unit, kernel), "5b", unit, kernel)
     logits = linear(dropout(flatten(global_avg_pool2d(h)), drop), classes, name="fc")
     return GoogLeNetLogits(
-        logits, _auxiliary(first, classes, "aux1", unit), _auxiliary(second, classes, "aux2", unit)
+        logits,
+        _auxiliary(first, classes, "aux1", unit, head_drop),
+        _auxiliary(second, classes, "aux2", unit, head_drop),
     )
 
 
-def googlenet(x: Node, classes: int = 1000, *, norm: bool = True, kernel: int = 5) -> Node:
+def googlenet(x: Node, classes: int = 1000, *, norm: bool = True, kernel: int = 5, drop: float = 0.4) -> Node:
     """Return GoogLeNet's logits without auxiliary classifiers; see :func:`googlenet_with_heads`."""
-    return googlenet_with_heads(x, classes, norm=norm, kernel=kernel).logits
+    return googlenet_with_heads(x, classes, norm=norm, kernel=kernel, drop=drop).logits
 
 
 def _conv_norm(x: Node, channels: int, kernel: int, stride: int, names: tuple[str, str]) -> Node:

@@ -25,7 +25,7 @@ from graphc.ops.leaves import BatchExtent, Constant, Folded, Input, Parameter, S
 from graphc.optim import Optimizer
 from graphc.passes.fold import fold_scales, hoist_fixed
 from graphc.passes.fuse import Group, print_groups
-from graphc.passes.pack import pack
+from graphc.passes.pack import Layouts, pack
 from graphc.passes.pool_before_activation import pool_before_activation
 from graphc.passes.recompute import fuse
 from graphc.passes.retype import retype
@@ -55,6 +55,7 @@ class Request:
     dtype: DType
     gradients: bool = True
     isa: Isa = AVX512
+    winograd: bool = True
     apart: bool = False  # one kernel for every node: nan_guard must be able to name it
 
 
@@ -296,6 +297,7 @@ class _Builder:
 
     def __init__(self, request: Request, outputs: dict[str, Node], dump: Dump):
         self.request = request
+        self.layouts = Layouts(request.isa, request.batch, request.winograd)
         self.dump = dump
         self.trained = request.loss is not None
         self.wanted = self._trainable(outputs) if self.trained else []
@@ -322,7 +324,7 @@ class _Builder:
         special = specialise(outputs, training=False)
         simple = simplify(special.outputs)
         scaled = simplify(fold_scales(simple))
-        called, fixed = hoist_fixed(simplify(pack(scaled, self.request.isa)), first=len(self.folded))
+        called, fixed = hoist_fixed(simplify(pack(scaled, self.layouts)), first=len(self.folded))
         renumbered = self._register_folded(called, fixed)
         self._show(name, renumbered)
         self._lower(name, renumbered, special, {})
@@ -351,7 +353,7 @@ class _Builder:
         graph |= {f"grad.{names[p]}": g for p, g in zip(self.layout.trainable, gradients, strict=True)}
         graph |= {f"state.{names[s]}": new for s, new in special.updates.items()}
         self.dump(f"{self.step:02d}-differentiate", lambda: print_graph(graph))
-        simple = simplify(pack(simplify(without_gradient_rules(graph)), self.request.isa))
+        simple = simplify(pack(simplify(without_gradient_rules(graph)), self.layouts))
         verify(simple)
         self._show("train_step", simple)
         results = {

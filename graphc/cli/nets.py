@@ -20,11 +20,11 @@ NETS: dict[str, Callable[[gc.Tensor, int], gc.Tensor]] = {
 
 
 def compile_net(
-    name: str, *, classes: int = 10, batch: int = 64, optimizer: Optimizer | None = None, seed: int = 0,
-    threads: int | None = None,
+    name: str, *, channels: int = 1, classes: int = 10, batch: int = 64, optimizer: Optimizer | None = None,
+    seed: int = 0, threads: int | None = None,
 ) -> gc.Module:  # fmt: skip
     """Return a net of ``NETS`` as a classifier: inputs x and y, output logits, cross-entropy, accuracy."""
-    x = gc.input("x", ("N", 1, SIDE, SIDE))
+    x = gc.input("x", ("N", channels, SIDE, SIDE))
     y = gc.input("y", ("N",), dtype="int32")
     logits = NETS[name](x, classes)
     module = gc.compile(

@@ -1,4 +1,4 @@
-"""What the commands train on: the digits that come with the package, or a folder of IDX files."""
+"""What the commands train on: the digits that come with the package, or a folder of images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphc.cli.nets import SIDE
-from graphc_runtime.data import Array, Dataset, Images, Split, load_idx_folder, split_digits
+from graphc_runtime.data import Array, Dataset, Images, Split, load_image_folder, split_digits
 
 # How far the copies of a training image are moved, in pixels of the 8 x 8 original.
 _SHIFTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
@@ -25,6 +25,11 @@ class Task:
     classes: int
     images: Array
     maximum: float
+
+    @property
+    def channels(self) -> int:
+        """How many numbers a pixel has: 1 for grey, 3 for red, green and blue."""
+        return self.images.shape[1] if self.images.ndim == 4 else 1
 
     @property
     def labels(self) -> Array:
@@ -45,12 +50,12 @@ def digits(seed: int = 0) -> Task:
     return _task("digits", Split(images, labels, held_out, parts.test_labels, parts.maximum))
 
 
-def idx_folder(folder: Path) -> Task:
-    """Return MNIST, Fashion-MNIST or the like from its four files.
+def image_folder(folder: Path) -> Task:
+    """Return MNIST, Fashion-MNIST or the like from four IDX files, or CIFAR-10 from its six binary files.
 
     Raises: DataError where files are missing or malformed.
     """
-    return _task(folder.name, load_idx_folder(folder))
+    return _task(folder.name, load_image_folder(folder))
 
 
 def _framed(images: Array, down: int, right: int) -> npt.NDArray[np.uint8]:

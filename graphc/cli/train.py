@@ -1,4 +1,4 @@
-"""``graphc train``: trains a net on IDX files, or on the digits that come with the package."""
+"""``graphc train``: trains a net on a folder of images, or on the digits that come with the package."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from graphc_runtime import Trainer, evaluate
 from graphc_runtime.schedules import Constant, Cosine, Schedule, Warmup
 
 NAME = "train"
-SUMMARY = "train a net on a folder of IDX files, such as MNIST's"
+SUMMARY = "train a net on a folder of images, such as MNIST's or CIFAR-10's"
 DESCRIPTION = """\
-Trains a net on images in MNIST's IDX format: FOLDER holds train-images-idx3-ubyte, train-labels-idx1-ubyte,
-t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, plain or as .gz. Without --data it takes the 8 x 8 digits
-that come with graphc. With --checkpoint the run can be stopped (Ctrl-C) and goes on with --resume, to the
+Trains a net on a folder of images, plain or as .gz. In MNIST's IDX format it holds train-images-idx3-ubyte,
+train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte; in CIFAR-10's binary format
+data_batch_1.bin to data_batch_5.bin and test_batch.bin. Without --data it takes the 8 x 8 digits that come
+with graphc. With --checkpoint the run can be stopped (Ctrl-C) and goes on with --resume, to the
 same bits as if it had never stopped."""
 EXAMPLES = """\
 examples:
   graphc train --epochs 5
   graphc train --data ~/mnist --checkpoint mnist.safetensors --out mnist-run
-  graphc train --data ~/mnist --checkpoint mnist.safetensors --out mnist-run --resume"""
+  graphc train --data ~/mnist --checkpoint mnist.safetensors --out mnist-run --resume
+  graphc train --data ~/cifar-10-batches-bin --model resnet20"""
 
 _SCHEDULE_HELP = "cosine rises for one epoch, then falls (default); constant stays at --lr"
 
@@ -31,7 +33,7 @@ _SCHEDULE_HELP = "cosine rises for one epoch, then falls (default); constant sta
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
-    add("--data", type=Path, metavar="FOLDER", help="folder of IDX files (default: the embedded digits)")
+    add("--data", type=Path, metavar="FOLDER", help="IDX or CIFAR-10 files (default: the embedded digits)")
     add("--model", choices=sorted(NETS), default="lenet", help="default: lenet")
     add("--epochs", type=int, default=6, help="default: 6")
     add("--batch", type=int, default=64, help="images in a step (default: 64)")
@@ -52,13 +54,13 @@ def run(options: argparse.Namespace) -> None:
     """Train, then print the test accuracy and write what was asked for."""
     report.require_extras("graphc train")
     _check(options)
-    task = tasks.idx_folder(options.data) if options.data is not None else tasks.digits(options.seed)
+    task = tasks.image_folder(options.data) if options.data is not None else tasks.digits(options.seed)
     if options.out is not None:
         report.make_folder(options.out)
     optimizer = gc.SGD(lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
     module = compile_net(
-        options.model, classes=task.classes, batch=options.batch, optimizer=optimizer, seed=options.seed,
-        threads=options.threads,
+        options.model, channels=task.channels, classes=task.classes, batch=options.batch, optimizer=optimizer,
+        seed=options.seed, threads=options.threads,
     )  # fmt: skip
     trainer = Trainer(
         module, task.train, task.test,

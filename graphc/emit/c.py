@@ -16,6 +16,7 @@ from graphc.emit.naming import kernel_name
 from graphc.emit.prelude import helpers_for
 from graphc.emit.text import C_TYPE, SUFFIX, indent, minus, signature, times
 from graphc.emit.update import update_context
+from graphc.emit.winograd import winograd_weight_context
 from graphc.lower.loops import PARALLEL_WORK
 from graphc.lower.names import c_name, words
 from graphc.optim import Optimizer
@@ -182,6 +183,8 @@ class _Emitter:
     def _function(self, kernel: Kernel, users: Sequence[Call], entries: Sequence[str]) -> _Function:
         if kernel.template == "loops":
             body = _render("loops", k=loop_context(kernel, self.program.batch, PARALLEL_WORK))
+        elif kernel.template == "winograd_weight":
+            body = _render("winograd_weight", **winograd_weight_context(kernel))
         elif kernel.template == "pack":
             body = _render("pack", **pack_context(kernel))
         else:

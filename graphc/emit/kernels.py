@@ -10,6 +10,7 @@ from typing import Any
 
 from graphc.emit.packed import flat_pixels, packed_facts
 from graphc.emit.text import C_TYPE, SUFFIX, BodyText, extent, linear, literal
+from graphc.emit.winograd import winograd_facts
 from graphc.ops.pool2d import PoolGeometry
 from graphc.program.ir import Access, Accumulate, Epilogue, Kernel, Load, LoopSpec, Statement, Store, Sweep
 from graphc.types import DType, Extent, Size, at, contiguous_strides, product
@@ -240,6 +241,8 @@ def anchor_context(kernel: Kernel, batch: int) -> dict[str, Any]:
         values |= _pool_facts(spec)
     if kernel.template.startswith("packed_"):
         values |= packed_facts(kernel)
+    if kernel.template == "winograd_conv2d":
+        values |= winograd_facts(spec)
     if kernel.template == "matmul":
         values |= _matmul_tiles(spec)
     values = {k: extent(v) if isinstance(v, Extent) else v for k, v in values.items()}

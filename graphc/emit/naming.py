@@ -15,7 +15,11 @@ _LONGEST = 40
 
 def kernel_name(kernel: Kernel, call: Call) -> str:
     """Return a name for a kernel's function, not always unique: ``conv1_conv2d``, ``fc1_bias_grad``."""
-    kind = _kind(call) if kernel.template == "loops" else kernel.template.removeprefix("packed_")
+    kind = (
+        _kind(call)
+        if kernel.template == "loops"
+        else kernel.template.removeprefix("packed_").removeprefix("winograd_")
+    )
     gradients = [b.name.removeprefix("grad.") for b in call.buffers if b.space is Space.GRADS]
     written = [
         b.name

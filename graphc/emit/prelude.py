@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from graphc import scalar
+from graphc.emit import winograd
 from graphc.isa import Isa
 
 _LANES = """\
@@ -232,7 +233,7 @@ static inline void gc_columns{lanes}_{S}({T} *to, const {T} *from, int64_t strid
     int64_t whole = 0;
 #if defined __GNUC__ && (defined __clang__ || __GNUC__ >= 12)
     whole = count - count % 8;
-    for (int64_t x = 0; x < whole; x += 8) {{ /* {lanes} rows of 8 to 8 rows of {lanes}: three rounds of taking turns */
+    for (int64_t x = 0; x < whole; x += 8) {{ /* in three rounds of taking turns */
         {T} table[8 * {lanes}] = {{0}};
         gc_vec{lanes}_{S} row[8], next[8];
         for (int64_t k = 0; k < live; k++) memcpy(table + k * 8, from + k * stride + x, 8 * sizeof *to);
@@ -342,6 +343,10 @@ def helpers_for(text: str, isa: Isa) -> list[str]:
         found.append(_INSIDE)
     found += [_BORDERED.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_bordered_{s}(" in text]
     found += [_STRIP.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_strip_{s}(" in text]
+    for helper, text_of in (("weight", winograd.WEIGHT), ("rows", winograd.ROWS), ("tiles", winograd.TILES)):
+        found += [text_of.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_winograd_{helper}_{s}(" in text]
+    results = sorted(set(re.findall(r"\bgc_winograd_result(\d+)_([fd])\b", text)))
+    text += "".join(f" gc_transpose{n}_{s}" for n, s in results)
     vectors = sorted(set(re.findall(r"\bgc_vec(\d+)_([fd])\b", text)))
     if vectors:
         found += _vectors(sorted((int(n), s) for n, s in vectors), isa)
@@ -352,6 +357,7 @@ def helpers_for(text: str, isa: Isa) -> list[str]:
         found += [
             _columns(int(n), s) for n, s in sorted(set(re.findall(r"\bgc_columns(\d+)_([fd])\b", text)))
         ]
+        found += [winograd.RESULT.format(lanes=n, S=s, T=_TYPES[s]) for n, s in results]
         tiles = sorted(
             set(re.findall(r"\bGC_(ZERO|FETCH|MADDS|STORE)_(\d+)\b", text)), key=lambda t: (int(t[1]), t[0])
         )

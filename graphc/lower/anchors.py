@@ -12,11 +12,15 @@ from graphc.ops.anchor import Anchor
 from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex
 from graphc.passes.fuse import Group
 from graphc.program.ir import Access, Buffer, Compute, Epilogue, Kernel, Operand, Statement, Store
-from graphc.types import ITEMSIZE, Size, contiguous_strides, product
+from graphc.types import ITEMSIZE, Shape, Size, contiguous_strides, product
 
 
 def lower_anchor(
-    group: Group, storage: Storage, contiguous: Callable[[Node], Buffer], place: Callable[[Node], Buffer]
+    group: Group,
+    storage: Storage,
+    contiguous: Callable[[Node], Buffer],
+    place: Callable[[Node], Buffer],
+    scratch: Callable[[Node, Shape], Buffer],
 ) -> tuple[Kernel, list[Buffer]]:
     """Return the kernel of an anchored group and the buffers of its call."""
     anchor = group.anchor
@@ -27,15 +31,20 @@ def lower_anchor(
         # An op may read one buffer in two roles (a gram matrix): every role is a parameter of its own.
         operands.operands.append(Operand(name, operand.dtype, False, operand.shape))
         operands.buffers.append(contiguous(operand))
-    epilogue, operations = _epilogue(group, anchor, op, operands, storage, place)
     types = [i.type for i in anchor.inputs]
+    needed = op.workspace(anchor.type, *types)
+    if needed:
+        operands.operands.append(Operand("workspace", anchor.dtype, True, needed))
+        operands.buffers.append(scratch(anchor, needed))
+    fixed = len(operands.operands)
+    epilogue, operations = _epilogue(group, anchor, op, operands, storage, place)
     touched: Size = 0
     for parameter in operands.operands:
         touched = touched + product(parameter.shape) * ITEMSIZE[parameter.dtype]
     values = {"acc", *(s.name for s in (*epilogue.statements, *epilogue.after))}
     kernel = Kernel(
         op.template, op.spec(anchor.type, *types),
-        apart_from(values, operands.operands, len(op.operand_names)), epilogue, op.formula,
+        apart_from(values, operands.operands, fixed), epilogue, op.formula,
         op.flops(anchor.type, *types) + anchor.type.size * operations, touched,
         anchor.dtype if anchor.type.is_float else types[0].dtype, True,
     )  # fmt: skip
@@ -52,7 +61,14 @@ def _epilogue(
 ) -> tuple[Epilogue, int]:
     """Return the epilogue and its operations per element."""
     names = Names()
-    for taken in ("acc", "pool_max", "pool_index", *op.operand_names, *op.epilogue_axes(anchor.shape)):
+    for taken in (
+        "acc",
+        "workspace",
+        "pool_max",
+        "pool_index",
+        *op.operand_names,
+        *op.epilogue_axes(anchor.shape),
+    ):
         names.reserve(taken)
     values: dict[Node, str] = {anchor: "acc"}
     lists: list[list[Statement]] = [[], []]

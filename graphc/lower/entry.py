@@ -14,10 +14,11 @@ from graphc.lower.names import c_name
 from graphc.ops.anchor import Anchor
 from graphc.ops.movement import Concat, Movement, Place, View
 from graphc.ops.packed import Pack, PackSpec
+from graphc.ops.winograd import WinogradWeight, WinogradWeightSpec
 from graphc.passes.fuse import Group
 from graphc.passes.generated import is_generated
 from graphc.program.ir import Access, Buffer, Call, Kernel, LoopSpec, Number, Operand, Space, Store, Sweep
-from graphc.types import ITEMSIZE, Shape, Size, contiguous_strides
+from graphc.types import ITEMSIZE, Shape, Size, contiguous_strides, product, static_shape
 
 
 class EntryLowering:
@@ -64,13 +65,16 @@ class EntryLowering:
         return self.stored[node]
 
     def _arena(self, node: Node) -> Buffer:
-        base = c_name(node.name or node.op.title)
+        return Buffer(self._fresh(node.name or node.op.title), node.dtype, node.type.size, Space.ARENA)
+
+    def _fresh(self, text: str) -> str:
+        base = c_name(text)
         name, number = base, 1
         while name in self._names:
             number += 1
             name = f"{base}_{number}"
         self._names.add(name)
-        return Buffer(name, node.dtype, node.type.size, Space.ARENA)
+        return name
 
     def is_stored(self, node: Node) -> bool:
         """Return whether a node has a buffer of its own."""
@@ -117,12 +121,14 @@ class EntryLowering:
             kernel, buffers = lower_loops(group, self, self.place)
             self._call(kernel, buffers, group.nodes)
         elif isinstance(anchor.op, Anchor):
-            kernel, buffers = lower_anchor(group, self, self.contiguous, self.place)
+            kernel, buffers = lower_anchor(group, self, self.contiguous, self.place, self._scratch)
             self._call(kernel, buffers, group.nodes)
         elif isinstance(anchor.op, Place):
             self._lower_place(anchor, anchor.op)
         elif isinstance(anchor.op, Pack):
             self._lower_pack(anchor, anchor.op)
+        elif isinstance(anchor.op, WinogradWeight):
+            self._lower_winograd_weight(anchor, anchor.op)
         elif isinstance(anchor.op, Concat):
             self._lower_concat(anchor, anchor.op)
         else:
@@ -164,6 +170,28 @@ class EntryLowering:
         touched = (x.type.size + node.type.size) * ITEMSIZE[node.dtype]
         kernel = Kernel("pack", spec, operands, None, op.formula, 0, touched, node.dtype, True)
         self._call(kernel, [source, target], [node])
+
+    def _lower_winograd_weight(self, node: Node, op: WinogradWeight) -> None:
+        """Transform the weights, read through whatever view they are."""
+        (weight,) = node.inputs
+        source, view = self.locate(weight)
+        target = self.place(node)
+        o, c, *_ = static_shape(weight.shape)
+        spec = WinogradWeightSpec(o, c, op.lanes, view.strides, view.offset)
+        operands = (
+            Operand("in", weight.dtype, False, weight.shape),
+            Operand("out", node.dtype, True, node.shape),
+        )
+        touched = (weight.type.size + node.type.size) * ITEMSIZE[node.dtype]
+        kernel = Kernel(
+            "winograd_weight", spec, operands, None, op.formula, o * c * 96, touched, node.dtype, True
+        )
+        self._call(kernel, [source, target], [node])
+
+    def _scratch(self, node: Node, shape: Shape) -> Buffer:
+        """Return a buffer that one call alone uses."""
+        name = self._fresh(f"{node.name or node.op.title}_workspace")
+        return Buffer(name, node.dtype, product(shape), Space.ARENA)
 
     def _lower_concat(self, node: Node, op: Concat) -> None:
         """Write every input into its slice."""

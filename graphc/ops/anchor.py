@@ -32,6 +32,10 @@ class Anchor(Op):
     def formula(self) -> str:
         """The sum that the kernel computes, as text for its comment."""
 
+    def workspace(self, out: TensorType, *types: TensorType) -> Shape:
+        """Return the shape of what the kernel keeps in the arena while it runs; () for nothing."""
+        return ()
+
     def epilogue_axes(self, shape: Shape) -> tuple[str, ...]:
         """Return the C names of the loop indices of the result at the point where it is stored."""
         return tuple(f"i{a}" for a in range(len(shape)))

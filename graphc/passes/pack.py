@@ -13,7 +13,7 @@ the padded image is stored. Grouped convolutions and batched products stay as th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from graphc.graph.node import Node, apply, rebuild
@@ -29,31 +29,45 @@ from graphc.ops.packed import (
     PackedMatMul,
     tap_channels,
 )
-from graphc.types import static_shape
+from graphc.ops.winograd import POINTS, TILE, WinogradConv2d, WinogradWeight
+from graphc.types import ITEMSIZE, at, static_shape
 
 # A kernel's tile of a padded image lives on its thread's stack.
 _TILE_BYTES = 2**18
+# Winograd's convolution from so many channels on each side, and so many tiles in all, on.
+_WINOGRAD_CHANNELS = 32
+_WINOGRAD_TILES = 16
+_WORKSPACE_BYTES = 2**22  # of transformed tiles: a share of the cache that all cores have in common
 _POOLED_ROWS = 3  # the rows of the output that a tile serves at the least, where pooling is fused
 
 
-def pack(outputs: Mapping[str, Node], isa: Isa) -> dict[str, Node]:
+@dataclass(frozen=True)
+class Layouts:
+    """What the choice of kernels depends on: the instruction set, the largest batch, what the user allows."""
+
+    isa: Isa
+    batch: int
+    winograd: bool = True
+
+
+def pack(outputs: Mapping[str, Node], layouts: Layouts) -> dict[str, Node]:
     """Return the graph with packed convolutions and matrix products, in vectors of the instruction set."""
-    rule = partial(_rule, isa)
+    rule = partial(_rule, layouts)
     return dict(zip(outputs, rebuild(list(outputs.values()), rule), strict=True))
 
 
-def _rule(isa: Isa, node: Node, inputs: tuple[Node, ...]) -> Node | None:
+def _rule(layouts: Layouts, node: Node, inputs: tuple[Node, ...]) -> Node | None:
     op = node.op
     if isinstance(op, Conv2d) and op.geometry.groups == 1:
         x, weight = inputs
         g = op.geometry
-        return _convolution(isa, node, x, weight, g.stride, g.dilation, Border(g.padding))
+        return _convolution(layouts, node, x, weight, g.stride, g.dilation, Border(g.padding))
     if isinstance(op, Conv2dBackwardData) and op.geometry.groups == 1:
-        return _backward_data(isa, node, op, *inputs)
+        return _backward_data(layouts, node, op, *inputs)
     if isinstance(op, Conv2dBackwardWeight) and op.geometry.groups == 1:
-        return _backward_weight(isa, node, op, *inputs)
+        return _backward_weight(layouts.isa, node, op, *inputs)
     if isinstance(op, MatMul):
-        return _product(isa, node, op, *inputs)
+        return _product(layouts.isa, node, op, *inputs)
     return None
 
 
@@ -66,10 +80,12 @@ def _bordered(x: Node, border: Border) -> Node:
 
 
 def _convolution(
-    isa: Isa, node: Node, x: Node, weight: Node, stride: Pair, dilation: Pair, border: Border
+    layouts: Layouts, node: Node, x: Node, weight: Node, stride: Pair, dilation: Pair, border: Border
 ) -> Node:
-    channels = static_shape(weight.shape)[0]
+    channels, isa = static_shape(weight.shape)[0], layouts.isa
     lanes = isa.lanes(channels, node.dtype)
+    if stride == dilation == border.spread == (1, 1) and _winograd_pays(layouts, node, weight):
+        return _winograd(layouts, node, x, weight, border, lanes)
     packed = Pack(0, lanes)(weight, name=weight.name)
     op = PackedConv2d(channels, stride, dilation, lanes, isa.sums(lanes, node.dtype), border)
     if border and op.spec(node.type, x.type, packed.type).tile_bytes(_POOLED_ROWS) > _TILE_BYTES:
@@ -77,7 +93,37 @@ def _convolution(
     return apply(op, (x, packed), node.name, node.source)
 
 
-def _backward_data(isa: Isa, node: Node, op: Conv2dBackwardData, grad: Node, weight: Node) -> Node | None:
+def _winograd_pays(layouts: Layouts, node: Node, weight: Node) -> bool:
+    """Whether a quarter of the products outweighs the transforms, and weights four times as large.
+
+    The transforms grow with the channels of one side, the products with those of both. The weights are
+    read once for every group of tiles: few tiles leave the memory as the limit.
+    """
+    o, c, *kernel = static_shape(weight.shape)
+    if not layouts.winograd or kernel != [3, 3] or node.dtype != "float32" or min(o, c) < _WINOGRAD_CHANNELS:
+        return False
+    height, width = static_shape(node.shape[2:])
+    rows, columns = -(-height // TILE), -(-width // TILE)
+    batch = at(node.shape[0], layouts.batch)
+    used = height * width / (rows * columns * TILE * TILE)
+    return batch * rows * columns >= _WINOGRAD_TILES and used > 0.5
+
+
+def _winograd(layouts: Layouts, node: Node, x: Node, weight: Node, border: Border, lanes: int) -> Node:
+    o, c, *_ = static_shape(weight.shape)
+    oh, ow = static_shape(node.shape[2:])
+    (top, _), (left, _) = border.padding
+    rows, columns = -(-oh // TILE), -(-ow // TILE)
+    row_bytes = columns * POINTS * c * ITEMSIZE[node.dtype]
+    least = -(-_WINOGRAD_TILES // columns)  # fewer tiles would read the weights too often
+    chunk = min(max(_WORKSPACE_BYTES // row_bytes, least), at(node.shape[0], layouts.batch) * rows)
+    op = WinogradConv2d(o, (oh, ow), (top, left), lanes, layouts.isa.sums(lanes, node.dtype), chunk)
+    return apply(op, (x, WinogradWeight(lanes)(weight, name=weight.name)), node.name, node.source)
+
+
+def _backward_data(
+    layouts: Layouts, node: Node, op: Conv2dBackwardData, grad: Node, weight: Node
+) -> Node | None:
     g: ConvGeometry = op.geometry
     kernel, inner, outer = (static_shape(shape[2:]) for shape in (weight.shape, grad.shape, op.shape))
     spread = [(e - 1) * s + 1 for e, s in zip(inner, g.stride, strict=True)]
@@ -90,7 +136,7 @@ def _backward_data(isa: Isa, node: Node, op: Conv2dBackwardData, grad: Node, wei
         return None  # more padding than the kernel reaches: the plain kernel crops
     border = Border(((before[0], after[0]), (before[1], after[1])), g.stride)
     flipped = Flip((2, 3))(transpose(weight, (1, 0, 2, 3)))
-    return _convolution(isa, node, grad, flipped, (1, 1), g.dilation, border)
+    return _convolution(layouts, node, grad, flipped, (1, 1), g.dilation, border)
 
 
 def _backward_weight(isa: Isa, node: Node, op: Conv2dBackwardWeight, x: Node, grad: Node) -> Node:
