@@ -202,7 +202,7 @@ class _Emitter:
         parameters += ["const gc_random *random"] if uses["random"] else []
         head = signature(f"{linkage} void {name}", parameters)
         # Names, and what is const for the function alone, stand in the definition.
-        types = [re.sub(r"^const (?=int)|(?<=\*)restrict \w+$| \w+$", "", q) for q in parameters]
+        types = [re.sub(r"^const (?=\w+ \w+$)|(?<=\*)restrict \w+$| \w+$", "", q) for q in parameters]
         prototype = signature(f"{linkage} void {name}", types)
         comment = kernel_comment(kernel, users, entries)
         text = _render("kernel", title=name, comment=comment, signature=head, body=body.strip("\n"))

@@ -343,7 +343,11 @@ def helpers_for(text: str, isa: Isa) -> list[str]:
         found.append(_INSIDE)
     found += [_BORDERED.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_bordered_{s}(" in text]
     found += [_STRIP.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_strip_{s}(" in text]
-    for helper, text_of in (("weight", winograd.WEIGHT), ("rows", winograd.ROWS), ("tiles", winograd.TILES)):
+    for helper, text_of in (
+        ("weight", winograd.WEIGHT),
+        ("rows", winograd.ROWS),
+        ("points", winograd.POINTS),
+    ):
         found += [text_of.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_winograd_{helper}_{s}(" in text]
     results = sorted(set(re.findall(r"\bgc_winograd_result(\d+)_([fd])\b", text)))
     text += "".join(f" gc_transpose{n}_{s}" for n, s in results)

@@ -5,13 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from graphc.emit.text import C_TYPE, SUFFIX, linear
+from graphc.ops.winograd import SLOTS
 from graphc.program.ir import Access, Kernel
 
 
 def winograd_facts(spec: Any) -> dict[str, Any]:
     """Return the numbers that the convolution's template needs beside the description."""
     rows, columns = spec.tiles
-    return {"tile_rows": rows, "tile_columns": columns, "blocks": -(-spec.o // spec.lanes)}
+    parts, together, side = spec.groups
+    return {
+        "tile_rows": rows,
+        "tile_columns": columns,
+        "blocks": -(-spec.o // spec.lanes),
+        "parts": parts,
+        "together": together,
+        "side": side,
+        "slots": SLOTS,
+        # Tiles of a row, one more pixel of each kind, and what the last group reads beyond them.
+        "step": parts * side + 1 + SLOTS,
+    }
 
 
 def winograd_weight_context(kernel: Kernel) -> dict[str, Any]:
@@ -58,51 +70,59 @@ static inline void gc_winograd_weight_{S}({T} *restrict u, const {T} *restrict g
 """
 
 ROWS = """\
-/* B^T from the left, for a row of tiles: six rows of the image from `top` on, with zeros around it, become six. */
+/* B^T from the left, for a row of tiles: six rows of the image from `top` on, with zeros around it, become six.
+ * Each is stored as four rows of every fourth pixel, `step` long, so that neighbouring tiles are neighbours. */
 static inline void gc_winograd_rows_{S}(
-    {T} *restrict strip, int64_t tiles, const {T} *restrict image, int64_t height, int64_t width, int64_t top,
+    {T} *restrict strip, int64_t step, const {T} *restrict image, int64_t height, int64_t width, int64_t top,
     int64_t left)
 {{
-    const int64_t columns = 4 * tiles + 2;
-    const int64_t count = width < columns - left ? width : columns - left;
-    const {T} *const d = strip + 6 * columns;
-    memset(strip + 6 * columns, 0, (size_t)(6 * columns) * sizeof *strip);
-    for (int64_t k = 0; k < 6; k++)
+    const int64_t count = width < 4 * step - left ? width : 4 * step - left;
+    {T} *const line = strip + 24 * step;
+    for (int64_t k = 0; k < 6; k++) {{
+        memset(line, 0, (size_t)(4 * step) * sizeof *line);
         if (top + k >= 0 && top + k < height)
-            memcpy(strip + (6 + k) * columns + left, image + (top + k) * width, (size_t)count * sizeof *strip);
-    for (int64_t x = 0; x < columns; x++) {{
-        const {T} d0 = d[x], d1 = d[columns + x], d2 = d[2 * columns + x];
-        const {T} d3 = d[3 * columns + x], d4 = d[4 * columns + x], d5 = d[5 * columns + x];
+            memcpy(line + left, image + (top + k) * width, (size_t)count * sizeof *line);
+        {T} *const to = strip + k * 4 * step;
+        for (int64_t t = 0; t < step; t++) {{
+            to[t] = line[4 * t];
+            to[step + t] = line[4 * t + 1];
+            to[2 * step + t] = line[4 * t + 2];
+            to[3 * step + t] = line[4 * t + 3];
+        }}
+    }}
+    for (int64_t x = 0; x < 4 * step; x++) {{
+        {T} *const d = strip + x;
+        const {T} d0 = d[0], d1 = d[4 * step], d2 = d[8 * step];
+        const {T} d3 = d[12 * step], d4 = d[16 * step], d5 = d[20 * step];
         const {T} a = d4 - 4 * d2, b = d3 - 4 * d1, c = d4 - d2, e = 2 * (d3 - d1);
-        strip[x] = 4 * d0 - 5 * d2 + d4;
-        strip[columns + x] = a + b;
-        strip[2 * columns + x] = a - b;
-        strip[3 * columns + x] = c + e;
-        strip[4 * columns + x] = c - e;
-        strip[5 * columns + x] = 4 * d1 - 5 * d3 + d5;
+        d[0] = 4 * d0 - 5 * d2 + d4;
+        d[4 * step] = a + b;
+        d[8 * step] = a - b;
+        d[12 * step] = c + e;
+        d[16 * step] = c - e;
+        d[20 * step] = 4 * d1 - 5 * d3 + d5;
     }}
 }}
 """
 
-TILES = """\
-/* B from the right, for a row of tiles numbered from `first` on; `side` tiles lie side by side in the workspace. */
-static inline void gc_winograd_tiles_{S}(
-    {T} *restrict workspace, const int64_t side, int64_t channels, int64_t channel, int64_t first,
-    const {T} *restrict strip, int64_t tiles)
+POINTS = """\
+/* B from the right, for `count` tiles from `first` on: 36 points of each, `apart` from one point to the next. */
+static inline void gc_winograd_points_{S}(
+    {T} *restrict to, int64_t apart, const {T} *restrict strip, int64_t step, int64_t first, const int64_t count)
 {{
-    const int64_t columns = 4 * tiles + 2, step = channels * side;
-    for (int64_t t = 0; t < tiles; t++) {{
-        const int64_t tile = first + t;
-        {T} *const to = workspace + tile / side * 36 * step + channel * side + tile % side;
-        for (int64_t k = 0; k < 6; k++) {{
-            const {T} *const d = strip + k * columns + 4 * t;
-            const {T} a = d[4] - 4 * d[2], b = d[3] - 4 * d[1], c = d[4] - d[2], e = 2 * (d[3] - d[1]);
-            to[(k * 6) * step] = 4 * d[0] - 5 * d[2] + d[4];
-            to[(k * 6 + 1) * step] = a + b;
-            to[(k * 6 + 2) * step] = a - b;
-            to[(k * 6 + 3) * step] = c + e;
-            to[(k * 6 + 4) * step] = c - e;
-            to[(k * 6 + 5) * step] = 4 * d[1] - 5 * d[3] + d[5];
+    for (int64_t k = 0; k < 6; k++) {{
+        const {T} *const d = strip + k * 4 * step + first;
+        {T} *const v = to + k * 6 * apart;
+        for (int64_t t = 0; t < count; t++) {{
+            const {T} d0 = d[t], d1 = d[step + t], d2 = d[2 * step + t], d3 = d[3 * step + t];
+            const {T} d4 = d[t + 1], d5 = d[step + t + 1];
+            const {T} a = d4 - 4 * d2, b = d3 - 4 * d1, c = d4 - d2, e = 2 * (d3 - d1);
+            v[t] = 4 * d0 - 5 * d2 + d4;
+            v[apart + t] = a + b;
+            v[2 * apart + t] = a - b;
+            v[3 * apart + t] = c + e;
+            v[4 * apart + t] = c - e;
+            v[5 * apart + t] = 4 * d1 - 5 * d3 + d5;
         }}
     }}
 }}

@@ -25,6 +25,7 @@ from graphc.types import Shape, Size, TensorType
 
 TILE = 4  # results along each side
 POINTS = 36  # products of a tile
+SLOTS = 8  # places for the tiles of a group in the workspace
 
 _B = np.array([
     [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
@@ -103,6 +104,15 @@ class WinogradSpec:
         """Rows and columns of tiles of one image."""
         return -(-self.oh // TILE), -(-self.ow // TILE)
 
+    @property
+    def groups(self) -> tuple[int, int, int]:
+        """The tiles that are multiplied side by side: groups in a row, rows in a group, tiles in a group."""
+        columns = self.tiles[1]
+        if 2 * columns <= self.sums:
+            return 1, self.sums // columns, self.sums // columns * columns
+        parts = -(-columns // self.sums)
+        return parts, 1, -(-columns // parts)
+
 
 @dataclass(frozen=True)
 class WinogradConv2d(Packed):
@@ -164,7 +174,8 @@ class WinogradConv2d(Packed):
     def workspace(self, out: TensorType, *types: TensorType) -> Shape:
         """Return the shape of the transformed tiles of one chunk: (groups of tiles, points, channels, tiles)."""
         spec = self.spec(out, *types)
-        return (-(-self.chunk * spec.tiles[1] // self.sums), POINTS, spec.c, self.sums)
+        parts, together, _ = spec.groups
+        return (-(-self.chunk // together) * parts, POINTS, spec.c, SLOTS)
 
     def flops(self, out: TensorType, *types: TensorType) -> Size:
         """Return two operations a product; the transforms do not count."""
