@@ -11,12 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from graphc.emit import units
 from graphc.emit.comments import call_text, comment_text, kernel_comment
-from graphc.emit.kernels import anchor_context, is_plain_copy, loop_context, pack_context
+from graphc.emit.kernels import anchor_context, loop_context, pack_context
+from graphc.emit.movers import helper_call, helper_of
 from graphc.emit.naming import kernel_name
 from graphc.emit.prelude import helpers_for
 from graphc.emit.text import C_TYPE, SUFFIX, indent, minus, signature, times
 from graphc.emit.update import update_context
-from graphc.emit.winograd import winograd_weight_context
 from graphc.lower.loops import PARALLEL_WORK
 from graphc.lower.names import c_name, words
 from graphc.optim import Optimizer
@@ -131,7 +131,7 @@ class _Emitter:
         calls: dict[Kernel, list[tuple[Entry, Call]]] = {}
         for entry in self.program.entries:
             for call in entry.calls:
-                if not is_plain_copy(call.kernel):
+                if not helper_of(call.kernel):
                     calls.setdefault(call.kernel, []).append((entry, call))
         self.split = len(calls) >= units.SPLIT_FROM
         for kernel, users in calls.items():
@@ -153,7 +153,7 @@ class _Emitter:
         header = indent(_render("module.h.j2", **common))
         sources = self._units(prelude, kernels, {**common, "entries": body.strip("\n")})
         kernel_names = {
-            e.name: ["memcpy" if is_plain_copy(c.kernel) else self.functions[c.kernel].name for c in e.calls]
+            e.name: [helper_of(c.kernel) or self.functions[c.kernel].name for c in e.calls]
             for e in self.program.entries
         }
         return Emitted(
@@ -183,8 +183,6 @@ class _Emitter:
     def _function(self, kernel: Kernel, users: Sequence[Call], entries: Sequence[str]) -> _Function:
         if kernel.template == "loops":
             body = _render("loops", k=loop_context(kernel, self.program.batch, PARALLEL_WORK))
-        elif kernel.template == "winograd_weight":
-            body = _render("winograd_weight", **winograd_weight_context(kernel))
         elif kernel.template == "pack":
             body = _render("pack", **pack_context(kernel))
         else:
@@ -296,11 +294,8 @@ class _Emitter:
 
     def _call(self, call: Call, number: int, local: _Locals) -> dict[str, object]:
         arguments = [local.name(b) for b in call.buffers]
-        if is_plain_copy(call.kernel):
-            source, target = arguments
-            size = call.buffers[1].size
-            count = size if isinstance(size, int) else f"(size_t)({size})"
-            text = f"memcpy({target}, {source}, sizeof *{target} * {count});"
+        if helper_of(call.kernel):
+            text = helper_call(call, *arguments)
         else:
             function = self.functions[call.kernel]
             arguments += ["N"] if function.uses_n else []
@@ -325,7 +320,7 @@ class _Emitter:
         lines = ["if (commit) {"]
         for call in entry.calls[entry.commit :] if entry.commit else ():
             made = self._call(call, 0, local)
-            if not is_plain_copy(call.kernel):
+            if helper_of(call.kernel) != "memcpy":
                 lines.append(f"/* {made['comment']} */")
             lines.append(str(made["text"]))
         lines += ["update(context, lr);"] if self.program.update else ["(void)lr;"]

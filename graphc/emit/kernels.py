@@ -12,7 +12,7 @@ from graphc.emit.packed import flat_pixels, packed_facts
 from graphc.emit.text import C_TYPE, SUFFIX, BodyText, extent, linear, literal
 from graphc.emit.winograd import winograd_facts
 from graphc.ops.pool2d import PoolGeometry
-from graphc.program.ir import Access, Accumulate, Epilogue, Kernel, Load, LoopSpec, Statement, Store, Sweep
+from graphc.program.ir import Access, Accumulate, Epilogue, Kernel, LoopSpec, Statement, Sweep
 from graphc.types import DType, Extent, Size, at, contiguous_strides, product
 
 LANES = 16
@@ -78,23 +78,6 @@ class LoopText:
     def reads_vector(self, lines: list[str]) -> bool:
         """Whether statements read the index of the vectorised axis; an unread variable is a warning in C."""
         return self.vector is not None and any(re.search(rf"\b{self.vector.var}\b", line) for line in lines)
-
-
-def is_plain_copy(kernel: Kernel) -> bool:
-    """Whether a kernel moves all elements of one buffer to another in their order, as memcpy does."""
-    if kernel.template != "loops" or kernel.formula != "copy":
-        return False
-    spec: LoopSpec = kernel.spec
-    statements, stores = spec.sweeps[0].kept_statements, spec.sweeps[0].kept_stores
-    accesses = [i.access for i in (*statements, *stores) if isinstance(i, (Load, Store))]
-    sizes = {str(product(o.shape)) for o in kernel.operands} | {str(product(spec.extents))}
-    return (
-        len(accesses) == 2
-        and len(statements) == 1
-        and len(sizes) == 1
-        and len({o.dtype for o in kernel.operands}) == 1
-        and all(a.offset == 0 and a.strides in ((), (1,)) for a in accesses)
-    )
 
 
 def _start(kind: str, dtype: DType) -> str:

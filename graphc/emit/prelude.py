@@ -234,18 +234,21 @@ static inline void gc_columns{lanes}_{S}({T} *to, const {T} *from, int64_t strid
 #if defined __GNUC__ && (defined __clang__ || __GNUC__ >= 12)
     whole = count - count % 8;
     for (int64_t x = 0; x < whole; x += 8) {{ /* in three rounds of taking turns */
-        {T} table[8 * {lanes}] = {{0}};
-        gc_vec{lanes}_{S} row[8], next[8];
-        for (int64_t k = 0; k < live; k++) memcpy(table + k * 8, from + k * stride + x, 8 * sizeof *to);
-        for (int k = 0; k < 8; k++) row[k] = GC_LOAD(gc_vec{lanes}_{S}, table + k * {lanes});
-        for (int round = 0; round < 3; round++) {{
-            for (int k = 0; k < 4; k++) {{
-                next[k] = __builtin_shufflevector(row[2 * k], row[2 * k + 1], {even});
-                next[k + 4] = __builtin_shufflevector(row[2 * k], row[2 * k + 1], {odd});
+        for (int64_t part = 0; part < {lanes}; part += {short}) {{
+            {T} table[8 * {short}] = {{0}};
+            gc_vec{short}_{S} row[8], next[8];
+            for (int64_t k = 0; k < {short} && part + k < live; k++)
+                memcpy(table + k * 8, from + (part + k) * stride + x, 8 * sizeof *to);
+            for (int k = 0; k < 8; k++) row[k] = GC_LOAD(gc_vec{short}_{S}, table + k * {short});
+            for (int round = 0; round < 3; round++) {{
+                for (int k = 0; k < 4; k++) {{
+                    next[k] = __builtin_shufflevector(row[2 * k], row[2 * k + 1], {even});
+                    next[k + 4] = __builtin_shufflevector(row[2 * k], row[2 * k + 1], {odd});
+                }}
+                for (int k = 0; k < 8; k++) row[k] = next[k];
             }}
-            for (int k = 0; k < 8; k++) row[k] = next[k];
+            for (int k = 0; k < 8; k++) GC_STORE(gc_vec{short}_{S}, to + (x + k) * {lanes} + part, row[k]);
         }}
-        for (int k = 0; k < 8; k++) GC_STORE(gc_vec{lanes}_{S}, to + (x + k) * {lanes}, row[k]);
     }}
 #endif
     for (int64_t x = whole; x < count; x++)
@@ -254,11 +257,37 @@ static inline void gc_columns{lanes}_{S}({T} *to, const {T} *from, int64_t strid
 }}
 """
 
+_PACK = """\
+/* Packs channels that lie `apart` into vectors of {lanes} ahead of two other axes, with zeros past the last. */
+static inline void gc_pack{lanes}_{S}(
+    {T} *restrict out, const {T} *restrict in, int64_t channels, int64_t apart, int64_t rows, int64_t row_step,
+    int64_t columns, int64_t column_step, int threads)
+{{
+    GC_PARALLEL_FOR(threads)
+    for (int64_t block = 0; block < (channels + {lanes} - 1) / {lanes}; block++) {{
+        const int64_t first = block * {lanes}, live = channels - first < {lanes} ? channels - first : {lanes};
+        for (int64_t r = 0; r < rows; r++) {{
+            {T} *const to = out + (block * rows + r) * columns * {lanes};
+            const {T} *const from = in + first * apart + r * row_step;
+            if (column_step == 1) gc_columns{lanes}_{S}(to, from, apart, live, columns);
+            else if (apart == 1 && live == {lanes})
+                for (int64_t x = 0; x < columns; x++)
+                    memcpy(to + x * {lanes}, from + x * column_step, {lanes} * sizeof *to);
+            else
+                for (int64_t x = 0; x < columns; x++)
+                    for (int64_t lane = 0; lane < {lanes}; lane++)
+                        to[x * {lanes} + lane] = lane < live ? from[lane * apart + x * column_step] : 0;
+        }}
+    }}
+}}
+"""
 
-def _columns(lanes: int, suffix: str) -> str:
+
+def _columns(lanes: int, suffix: str, isa: Isa) -> str:
     """Return the function that packs rows of pixels, one for each channel, into vectors of channels."""
-    even, odd = (", ".join(str(2 * k + start) for k in range(lanes)) for start in (0, 1))
-    return _COLUMNS.format(lanes=lanes, S=suffix, T=_TYPES[suffix], even=even, odd=odd)
+    short = min(lanes, isa.register_bytes // _BYTES[suffix])
+    even, odd = (", ".join(str(2 * k + start) for k in range(short)) for start in (0, 1))
+    return _COLUMNS.format(lanes=lanes, short=short, S=suffix, T=_TYPES[suffix], even=even, odd=odd)
 
 
 def _transpose(lanes: int, suffix: str, isa: Isa) -> str:
@@ -343,14 +372,21 @@ def helpers_for(text: str, isa: Isa) -> list[str]:
         found.append(_INSIDE)
     found += [_BORDERED.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_bordered_{s}(" in text]
     found += [_STRIP.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_strip_{s}(" in text]
+    transforms = sorted(set(re.findall(r"\bgc_winograd_weights(\d+)_([fd])\b", text)))
+    text += "".join(f" gc_winograd_weight_{s}(" for _, s in transforms)
     for helper, text_of in (
         ("weight", winograd.WEIGHT),
         ("rows", winograd.ROWS),
         ("points", winograd.POINTS),
     ):
         found += [text_of.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_winograd_{helper}_{s}(" in text]
+    found += [winograd.WEIGHTS.format(lanes=n, S=s, T=_TYPES[s]) for n, s in transforms]
+    packs = sorted(set(re.findall(r"\bgc_pack(\d+)_([fd])\b", text)))
+    text += "".join(f" gc_columns{n}_{s}" for n, s in packs)
     results = sorted(set(re.findall(r"\bgc_winograd_result(\d+)_([fd])\b", text)))
     text += "".join(f" gc_transpose{n}_{s}" for n, s in results)
+    vector_users = re.findall(r"\bgc_(?:columns|transpose)(\d+)_([fd])\b", text)
+    text += "".join(f" gc_vec{n}_{s}" for n, s in vector_users)
     vectors = sorted(set(re.findall(r"\bgc_vec(\d+)_([fd])\b", text)))
     if vectors:
         found += _vectors(sorted((int(n), s) for n, s in vectors), isa)
@@ -359,8 +395,9 @@ def helpers_for(text: str, isa: Isa) -> list[str]:
             for n, s in sorted(set(re.findall(r"\bgc_transpose(\d+)_([fd])\b", text)))
         ]
         found += [
-            _columns(int(n), s) for n, s in sorted(set(re.findall(r"\bgc_columns(\d+)_([fd])\b", text)))
+            _columns(int(n), s, isa) for n, s in sorted(set(re.findall(r"\bgc_columns(\d+)_([fd])\b", text)))
         ]
+        found += [_PACK.format(lanes=n, S=s, T=_TYPES[s]) for n, s in packs]
         found += [winograd.RESULT.format(lanes=n, S=s, T=_TYPES[s]) for n, s in results]
         tiles = sorted(
             set(re.findall(r"\bGC_(ZERO|FETCH|MADDS|STORE)_(\d+)\b", text)), key=lambda t: (int(t[1]), t[0])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 # Distinct kernels from which a module is split, and the lines of a unit: compiling one takes seconds.
-SPLIT_FROM = 100
-UNIT_LINES = 2500
+SPLIT_FROM = 50
+UNIT_LINES = 2000
 
 
 def divide(texts: Sequence[str]) -> list[list[str]]:

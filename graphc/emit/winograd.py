@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graphc.emit.text import C_TYPE, SUFFIX, linear
 from graphc.ops.winograd import SLOTS
-from graphc.program.ir import Access, Kernel
 
 
 def winograd_facts(spec: Any) -> dict[str, Any]:
@@ -23,18 +21,6 @@ def winograd_facts(spec: Any) -> dict[str, Any]:
         "slots": SLOTS,
         # Tiles of a row, one more pixel of each kind, and what the last group reads beyond them.
         "step": parts * side + 1 + SLOTS,
-    }
-
-
-def winograd_weight_context(kernel: Kernel) -> dict[str, Any]:
-    """Return the context of the weights' transform."""
-    spec = kernel.spec
-    return {
-        "s": spec,
-        "blocks": -(-spec.o // spec.lanes),
-        "source": linear(Access(spec.strides, spec.offset), ["o", "c", "i", "j"]),
-        "T": C_TYPE[kernel.dtype],
-        "suffix": SUFFIX[kernel.dtype],
     }
 
 
@@ -64,6 +50,28 @@ static inline void gc_winograd_weight_{S}({T} *restrict u, const {T} *restrict g
             u[(i * 6 + 3) * lanes + lane] = near + far;
             u[(i * 6 + 4) * lanes + lane] = near - far;
             u[(i * 6 + 5) * lanes + lane] = g2;
+        }}
+    }}
+}}
+"""
+
+WEIGHTS = """\
+/* Transforms o * c kernels of 3 x 3, whose elements lie as the steps say, into vectors of {lanes} channels. */
+static inline void gc_winograd_weights{lanes}_{S}(
+    {T} *restrict out, const {T} *restrict in, int64_t o, int64_t c, int64_t o_step, int64_t c_step, int64_t i_step,
+    int64_t j_step, int threads)
+{{
+    GC_PARALLEL_FOR(threads)
+    for (int64_t block = 0; block < (o + {lanes} - 1) / {lanes}; block++) {{
+        for (int64_t channel = 0; channel < c; channel++) {{
+            {T} g[9 * {lanes}] = {{0}}, u[36 * {lanes}];
+            for (int64_t lane = 0; lane < {lanes} && block * {lanes} + lane < o; lane++) {{
+                const {T} *const from = in + (block * {lanes} + lane) * o_step + channel * c_step;
+                for (int64_t k = 0; k < 9; k++) g[k * {lanes} + lane] = from[k / 3 * i_step + k % 3 * j_step];
+            }}
+            gc_winograd_weight_{S}(u, g, {lanes});
+            for (int64_t k = 0; k < 36; k++)
+                memcpy(out + ((block * 36 + k) * c + channel) * {lanes}, u + k * {lanes}, {lanes} * sizeof *u);
         }}
     }}
 }}
