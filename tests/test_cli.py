@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import graphc as gc
 from graphc.cli import main
 from graphc.cli.main import make_parser
 from graphc_runtime.checkpoint import load_state
@@ -83,6 +85,22 @@ def test_train_reads_a_folder_and_resumes_to_the_same_bits(
     assert one["graphc.step"].item() == 24
 
 
+def test_train_reads_a_folder_in_cifars_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One colour for each class, some of them alike: chance would be a tenth."""
+    colours = np.random.default_rng(0).integers(0, 256, (10, 3), np.uint8)
+    records = np.zeros((20, 1 + 3 * 32 * 32), np.uint8)
+    records[:, 0] = np.arange(20) % 10
+    records[:, 1:] = np.repeat(colours[records[:, 0]], 32 * 32, axis=1)
+    for name in (*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"):
+        (tmp_path / name).write_bytes(records.tobytes())
+    options = ["--model", "mlp", "--batch", "20", "--epochs", "6", "--threads", "1", "--quiet"]
+    assert main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "out"), *options]) == 0
+    found = re.search(r"test accuracy (\d+)\.00% of 20 images", capsys.readouterr().out)
+    assert found is not None
+    assert int(found[1]) >= 60
+    assert load_state(tmp_path / "out" / "mlp.safetensors")[0]["fc1.weight"].shape == (512, 3 * 32 * 32)
+
+
 def test_ctrl_c_ends_with_130_and_a_checkpoint(tmp_path: Path) -> None:
     options = [
         "train",
@@ -109,6 +127,7 @@ def test_ctrl_c_ends_with_130_and_a_checkpoint(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["train", "--data", "nowhere"], "nowhere is not a folder"),
+        (["train", "--data", "."], "holds neither IDX files (train-images-idx3-ubyte"),
         (["train", "--epochs", "0"], "at least 1 epoch"),
         (["train", "--batch", "0"], "batch must be an int in 1"),
         (["train", "--lr", "-1"], "lr must be non-negative"),
@@ -129,6 +148,17 @@ def test_ctrl_c_ends_with_130_and_a_checkpoint(tmp_path: Path) -> None:
         (["inspect", "net.py:number"], "net.py:number is int"),
         (["inspect", "net.py:logits", "--mode", "train"], "no plan for 'train'"),
         (["inspect", "broken.py:net"], "broken.py: '(' was never closed"),
+        (["inspect", "net.py:make", "--batch", "2"], "is compiled already, for a batch of 3"),
+        (["inspect", "model:resnet17"], "no ready-made net is called 'resnet17'; there are alexnet, "),
+        (["inspect", "model:GoogLeNetLogits"], "no ready-made net is called 'GoogLeNetLogits'"),
+        (["inspect", "model:vgg,dept=16"], "vgg takes image, classes, depth,"),
+        (["inspect", "model:vgg,depth=17"], "vgg: depth 17 is not one of 11, 13, 16, 19"),
+        (["inspect", "model:vgg,depth=[1]"], "vgg does not take these values: unhashable"),
+        (["inspect", "model:vgg,16"], "expected model:NAME,KEYWORD=VALUE"),
+        (["inspect", "model:vgg,depth=open('x','w')"], "expected model:NAME,KEYWORD=VALUE"),
+        (["inspect", "model:vgg,depth=16)"], "expected model:NAME,KEYWORD=VALUE"),
+        (["inspect", "model:vgg,**{}"], "expected model:NAME,KEYWORD=VALUE"),
+        (["inspect", "model:lenet,image=(1,28)"], "expected image=(C,H,W), got (1, 28)"),
     ],
 )
 def test_what_the_user_can_mend_is_one_message_and_status_2(
@@ -191,6 +221,69 @@ def test_inspect_shows_the_lenet(
     assert expected in capsys.readouterr().out
 
 
+def test_inspect_lists_layers_without_compiling(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a machine without a C compiler, too."""
+    monkeypatch.setenv("CC", "/nowhere/cc")
+    monkeypatch.setattr("graphc.compile", lambda *arguments, **keywords: pytest.fail("compiled"))
+    for net, expected in (
+        ([], r"total +11 layers +61,706 +416,520 "),
+        (["model:resnet18"], r"layer4.1.conv2 +conv2d 3x3 +\(N, 512, 7, 7\) +2,359,296 +115,605,504 "),
+        (["model:vgg,depth=16,norm=True"], r"total .* 138,365,992 +15,470,264,320 "),
+        (["model:googlenet_with_heads,classes=10"], r"aux2.fc2 +linear +\(N, 10\) "),
+        (["model:mlp,hidden=(20,),image=(3,4,4)"], r"fc1 +linear +\(N, 20\) +980 +960 "),
+    ):
+        assert main(["inspect", *net, "--show", "layers"]) == 0
+        assert re.search(expected, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["logits", "named", "make"])
+def test_inspect_lists_the_layers_of_what_a_file_holds(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(NET)
+    assert main(["inspect", f"{path}:{name}", "--show", "layers"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^only +linear +\(N, 4\) +36 +32 ", printed, flags=re.MULTILINE)
+    assert ("exp_0" in printed) == (name == "named")
+
+
+@pytest.mark.parametrize(
+    ("net", "mode", "expected"),
+    [
+        ("model:mlp,hidden=(8,)", "inference", "fc1"),
+        ("model:lenet_1998", "train", "lower bound"),
+        ("net.py:logits", "inference", "only"),
+    ],
+)
+def test_inspect_compiles_what_it_names(
+    net: str, mode: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NET)
+    view = "plan" if mode == "train" else "kernels"
+    assert main(["inspect", net, "--show", view, "--mode", mode, "--batch", "2"]) == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_a_net_with_auxiliary_heads_trains_on_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def compile_(outputs: dict[str, gc.Tensor], **keywords: Any) -> gc.Module:
+        given.update(keywords, outputs=outputs)
+        raise gc.GraphcError("far enough")
+
+    monkeypatch.setattr("graphc.compile", compile_)
+    assert main(["inspect", "model:googlenet_with_heads,image=(3,64,64)"]) == 2
+    assert list(given["outputs"]) == ["logits", "aux1", "aux2"]
+    assert (given["batch"], given["name"]) == (1, "googlenet_with_heads")
+    names = [row.name for row in gc.layers(given["loss"])]
+    assert {"fc", "aux1.fc2", "aux2.fc2"} <= set(names)
+
+
 def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
     process = start("inspect", "--show", "source", folder=tmp_path)
     assert process.stdout is not None
@@ -201,7 +294,7 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
     assert process.wait(timeout=60) == 0
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "inspect"])
+@pytest.mark.parametrize("command", ["demo", "train", "inspect", "convert"])
 def test_each_help_has_an_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

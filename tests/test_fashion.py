@@ -27,7 +27,7 @@ pytestmark = [
 
 def test_lenet_reaches_89_percent_in_five_epochs() -> None:
     """A fixed seed gives the same bits, so the accuracy is one number per machine: about 0.90."""
-    task = tasks.idx_folder(FOLDER)
+    task = tasks.image_folder(FOLDER)
     assert (len(task.train), len(task.test), task.classes) == (60_000, 10_000, 10)
     module = compile_net("lenet", classes=task.classes, threads=2)
     trainer = Trainer(module, task.train, epochs=5, lr=Warmup(Cosine(0.05, 4), 1), progress=False)

@@ -155,11 +155,12 @@ def _vectors(used: list[tuple[int, str]], isa: Isa) -> list[str]:
     declared = set()
     for lanes, suffix in used:
         values = {"lanes": lanes, "half": lanes // 2, "S": suffix, "T": _TYPES[suffix], "p": _PS[suffix]}
-        pair = isa.name == "avx2" and lanes * _BYTES[suffix] > isa.register_bytes
-        for part in (lanes // 2, lanes) if pair else (lanes,):
-            if part not in declared and not (pair and part == lanes):
+        short = min(lanes, isa.register_bytes // _BYTES[suffix])
+        pair = isa.name == "avx2" and short < lanes
+        for part in (short,) if pair else (short, lanes):
+            if (part, suffix) not in declared:
                 found.append(f"GC_VECTOR(gc_vec{part}_{suffix}, {_TYPES[suffix]}, {part});\n")
-                declared.add(part)
+                declared.add((part, suffix))
         form = _AVX2_PAIR if pair else {"avx512": _AVX512, "avx2": _AVX2}.get(isa.name, _PLAIN)
         found.append(form.format(**values))
     return found

@@ -127,7 +127,7 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images (n, h, w), some to train with and some held out.
+    """Labelled images (n, h, w), or (n, c, h, w) with channels, some to train with and some held out.
 
     ``maximum`` is the pixel value of full ink. Labels are int32 (n,).
     """
@@ -139,7 +139,7 @@ class Split:
     maximum: float = 255.0
 
     def datasets(self, size: int = 32, *, images: str = "x", labels: str = "y") -> tuple[Dataset, Dataset]:
-        """Return the training and the test set, normalised batch by batch to float32 (n, 1, size, size).
+        """Return the training and the test set, normalised batch by batch to float32 (n, c, size, size).
 
         ``images`` and ``labels`` are the names of the net's inputs.
         """
