@@ -163,6 +163,9 @@ def _request(
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", name):
         shown = name if len(str(name)) <= 80 else f"{str(name)[:77]}..."
         raise UnknownNameError(f"compile: name {shown!r} must be a short lower-case identifier")
+    if name in ("f", "r", "w", "x"):
+        macro = f"{name.upper()}_OK"
+        raise UnknownNameError(f"compile: name {name!r} would give the macro {macro} of unistd.h a second meaning")
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise GraphError(f"compile: optimizer must be one such as gc.SGD(...), got {optimizer!r}")
     if optimizer is not None and loss is None:

@@ -244,6 +244,7 @@ def test_outputs_without_inputs_are_fine() -> None:
         ({"seed": "a"}, RangeError, "seed must be an int"),
         ({"name": 'x"; system("id")'}, UnknownNameError, "must be a short lower-case identifier"),
         ({"name": "net\n"}, UnknownNameError, "must be a short lower-case identifier"),
+        ({"name": "f"}, UnknownNameError, "would give the macro F_OK"),
         ({"optimizer": gc.SGD(lr=1)}, GraphError, "an optimizer needs a loss"),
         ({"optimizer": "sgd"}, GraphError, "optimizer must be one such as"),
         ({"metrics": {"m": _X}}, GraphError, "metric 'm' must be a scalar"),

@@ -9,11 +9,13 @@ import pytest
 
 import graphc as gc
 from graphc import models
+from graphc.emit.c import emit_c
 from graphc.graph.node import topological
 from graphc.ops.conv2d import Conv2d
 from graphc.ops.leaves import Parameter
 from graphc.ops.matmul import MatMul
 from graphc.passes.specialise import specialise
+from graphc.pipeline import Request, compile_program
 from graphc.types import at
 
 IMAGE = (3, 224, 224)
@@ -47,3 +49,18 @@ def test_published_counts(
     counted = sum(at(n.op.flops(n.type, *(i.type for i in n.inputs)), 1) for n in products)
     if macs is not None:
         assert counted == 2 * macs
+
+
+def test_identical_layers_share_a_kernel() -> None:
+    """ResNet-50, inference and training together, stays a source that can be paged through."""
+    x, y = gc.input("x", ("N", *IMAGE)), gc.input("y", ("N",), dtype="int32")
+    logits = models.resnet50(x)
+    loss, optimizer = gc.losses.cross_entropy(logits, y), gc.SGD(lr=0.1, momentum=0.9)
+    request = Request("resnet50", {"logits": logits}, loss, {}, optimizer, 16, "float32")
+    emitted = emit_c(compile_program(request).program, request.optimizer)
+    assert sum(text.count("\n") for text in emitted.sources.values()) < 15_000
+    step = emitted.kernel_names["train_step"]
+    # 53 convolutions of 23 shapes, each forward, and all but the first backward to their input.
+    forward = [name for name in step if "conv2d" in name]
+    assert len(forward) == 105
+    assert len(set(forward)) <= 50
