@@ -165,7 +165,9 @@ def _request(
         raise UnknownNameError(f"compile: name {shown!r} must be a short lower-case identifier")
     if name in ("f", "r", "w", "x"):
         macro = f"{name.upper()}_OK"
-        raise UnknownNameError(f"compile: name {name!r} would give the macro {macro} of unistd.h a second meaning")
+        raise UnknownNameError(
+            f"compile: name {name!r} would give the macro {macro} of unistd.h a second meaning"
+        )
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise GraphError(f"compile: optimizer must be one such as gc.SGD(...), got {optimizer!r}")
     if optimizer is not None and loss is None:

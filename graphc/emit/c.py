@@ -226,6 +226,12 @@ class _Emitter:
         local = _Locals(self, entry)
         kernels = entry.calls[: entry.commit or None]
         calls = [self._call(call, number, local) for number, call in enumerate(kernels)]
+        first = self.program.entries[0]
+        for made, call, known in zip(calls, kernels, first.calls if entry is not first else (), strict=False):
+            if (call.kernel, call.nodes, call.sources) != (known.kernel, known.nodes, known.sources):
+                break
+            # The first entry point begins with the same kernels, and tells what they are.
+            made["comment"] = f"as in {first.name}" if made is calls[0] else ""
         tail = self._commit(entry, local)
         arguments = [(a, False) for a in entry.inputs] + [(a, True) for a in entry.outputs]
         uses_batch = entry.name != "fold"
@@ -320,7 +326,7 @@ class _Emitter:
         lines = ["if (commit) {"]
         for call in entry.calls[entry.commit :] if entry.commit else ():
             made = self._call(call, 0, local)
-            if helper_of(call.kernel) != "memcpy":
+            if helper_of(call.kernel) != "memcpy":  # a running statistic: its name says what it is
                 lines.append(f"/* {made['comment']} */")
             lines.append(str(made["text"]))
         lines += ["update(context, lr);"] if self.program.update else ["(void)lr;"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from graphc.emit.text import SUFFIX, signature
-from graphc.program.ir import Call, Kernel, Load, LoopSpec, Store
+from graphc.emit.text import SUFFIX, extent, signature
+from graphc.program.ir import Access, Call, Kernel, Load, LoopSpec, Store
 from graphc.types import product
 
 
@@ -11,7 +11,11 @@ def helper_of(kernel: Kernel) -> str:
     """Return the function that does a kernel's work for arguments of any size; "" if there is none."""
     spec = kernel.spec
     if kernel.template == "loops":
-        return "memcpy" if _is_plain_copy(kernel) else ""
+        if kernel.formula == "out = 0" and len(kernel.operands) == 1:
+            return "memset"
+        if _is_plain_copy(kernel):
+            return "memcpy"
+        return f"gc_copy_{SUFFIX[kernel.dtype]}" if _is_strided_copy(kernel) else ""
     if kernel.template == "winograd_weight":
         return f"gc_winograd_weights{spec.lanes}_{SUFFIX[kernel.dtype]}"
     if kernel.template == "pack" and len(spec.extents) <= 2:
@@ -19,13 +23,18 @@ def helper_of(kernel: Kernel) -> str:
     return ""
 
 
-def helper_call(call: Call, source: str, target: str) -> str:
+def helper_call(call: Call, *arguments: str) -> str:
     """Return the statement that calls the helper for a kernel."""
     spec, helper = call.kernel.spec, helper_of(call.kernel)
+    size = call.buffers[-1].size
+    count = size if isinstance(size, int) else f"(size_t)({size})"
+    if helper == "memset":
+        return f"memset({arguments[0]}, 0, sizeof *{arguments[0]} * {count});"
+    source, target = arguments
     if helper == "memcpy":
-        size = call.buffers[1].size
-        count = size if isinstance(size, int) else f"(size_t)({size})"
         return f"memcpy({target}, {source}, sizeof *{target} * {count});"
+    if call.kernel.template == "loops":
+        return _strided_copy(call.kernel, source, target)
     start = f"{source} + {spec.offset}" if spec.offset else source
     if call.kernel.template == "winograd_weight":
         numbers = [spec.o, spec.c, *spec.strides]
@@ -35,6 +44,40 @@ def helper_call(call: Call, source: str, target: str) -> str:
             extents, strides = [1, 1], [0, 0]
         numbers = [spec.channels, spec.channel_stride, extents[0], strides[0], extents[1], strides[1]]
     return signature(helper, [target, start, *map(str, numbers), "threads"]) + ";"
+
+
+def _copied(kernel: Kernel) -> tuple[Access, Access] | None:
+    """Return where a copy reads and where it writes, if it does nothing else."""
+    if kernel.formula != "copy" or len(kernel.operands) != 2:
+        return None
+    spec: LoopSpec = kernel.spec
+    (sweep,) = spec.sweeps
+    statements, stores = sweep.kept_statements, sweep.kept_stores
+    if len(statements) != 1 or not isinstance(statements[0], Load) or len(stores) != 1:
+        return None
+    return statements[0].access, stores[0].access
+
+
+def _is_strided_copy(kernel: Kernel) -> bool:
+    """Whether a kernel copies rows of equal length, one stride from element to element and one from row to row."""
+    same = len({o.dtype for o in kernel.operands} | {kernel.dtype}) == 1
+    return same and len(kernel.spec.extents) <= 2 and _copied(kernel) is not None
+
+
+def _strided_copy(kernel: Kernel, source: str, target: str) -> str:
+    accesses = _copied(kernel)
+    assert accesses is not None
+    extents = [1, 1, *kernel.spec.extents][-2:]
+    steps = [[0, 0, *a.strides][-2:] for a in accesses]
+    places = [
+        f"{name} + {extent(a.offset)}" if a.offset != 0 else name
+        for name, a in zip((source, target), accesses, strict=True)
+    ]
+    numbers = [extents[0], steps[1][0], steps[0][0], extents[1], steps[1][1], steps[0][1]]
+    return (
+        signature(f"gc_copy_{SUFFIX[kernel.dtype]}", [places[1], places[0], *map(str, numbers), "threads"])
+        + ";"
+    )
 
 
 def _is_plain_copy(kernel: Kernel) -> bool:

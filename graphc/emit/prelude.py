@@ -192,6 +192,22 @@ static inline void gc_bordered_{S}(
 }}
 """
 
+_COPY = """\
+/* Copies rows of elements, each array with steps of its own from row to row and from element to element. */
+static inline void gc_copy_{S}(
+    {T} *restrict to, const {T} *restrict from, int64_t rows, int64_t to_row, int64_t from_row, int64_t columns,
+    int64_t to_step, int64_t from_step, int threads)
+{{
+    GC_PARALLEL_FOR(threads)
+    for (int64_t r = 0; r < rows; r++) {{
+        if (to_step == 1 && from_step == 1)
+            memcpy(to + r * to_row, from + r * from_row, (size_t)columns * sizeof *to);
+        else
+            for (int64_t x = 0; x < columns; x++) to[r * to_row + x * to_step] = from[r * from_row + x * from_step];
+    }}
+}}
+"""
+
 _STRIP = """\
 /* Copies `count` pixels of every channel, `tile` pixels of all channels after the other. */
 static inline void gc_strip_{S}(
@@ -354,6 +370,7 @@ static inline {T} gc_fma_{S}({T} a, {T} b, {T} c) {{
 }}
 """
 
+_ALL_TYPES = {"f": "float", "d": "double", "i": "int32_t", "l": "int64_t", "b": "uint8_t"}
 _TYPES = {"f": "float", "d": "double", "i": "int32_t", "l": "int64_t"}
 
 
@@ -372,6 +389,8 @@ def helpers_for(text: str, isa: Isa) -> list[str]:
     if "gc_first_inside(" in text or "gc_end_inside(" in text:
         found.append(_INSIDE)
     found += [_BORDERED.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_bordered_{s}(" in text]
+    copies = sorted(set(re.findall(r"\bgc_copy_([fdilb])\b", text)))
+    found += [_COPY.format(T=_ALL_TYPES[s], S=s) for s in copies]
     found += [_STRIP.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_strip_{s}(" in text]
     transforms = sorted(set(re.findall(r"\bgc_winograd_weights(\d+)_([fd])\b", text)))
     text += "".join(f" gc_winograd_weight_{s}(" for _, s in transforms)

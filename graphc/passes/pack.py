@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from graphc.graph.node import Node, apply, rebuild
 from graphc.isa import Isa
 from graphc.ops.conv2d import Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, ConvGeometry, Pair
+from graphc.ops.leaves import full
 from graphc.ops.matmul import MatMul
-from graphc.ops.movement import Flip, Place, transpose
+from graphc.ops.movement import Concat, Flip, Place, Slice, reshape, transpose
 from graphc.ops.packed import (
     Border,
     Pack,
@@ -30,7 +32,7 @@ from graphc.ops.packed import (
     tap_channels,
 )
 from graphc.ops.winograd import POINTS, TILE, WinogradConv2d, WinogradWeight
-from graphc.types import ITEMSIZE, at, static_shape
+from graphc.types import ITEMSIZE, TensorType, at, static_shape
 
 # A kernel's tile of a padded image lives on its thread's stack.
 _TILE_BYTES = 2**18
@@ -84,39 +86,42 @@ def _convolution(
 ) -> Node:
     channels, isa = static_shape(weight.shape)[0], layouts.isa
     lanes = isa.lanes(channels, node.dtype)
-    if stride == dilation == border.spread == (1, 1) and _winograd_pays(layouts, node, weight):
-        return _winograd(layouts, node, x, weight, border, lanes)
     packed = Pack(0, lanes)(weight, name=weight.name)
     op = PackedConv2d(channels, stride, dilation, lanes, isa.sums(lanes, node.dtype), border)
-    if border and op.spec(node.type, x.type, packed.type).tile_bytes(_POOLED_ROWS) > _TILE_BYTES:
+    out = op.infer(x.type, packed.type)
+    if stride == dilation == border.spread == (1, 1) and _winograd_pays(layouts, out, weight):
+        return _winograd(layouts, node, out, x, weight, border, lanes)
+    if border and op.spec(out, x.type, packed.type).tile_bytes(_POOLED_ROWS) > _TILE_BYTES:
         op, x = replace(op, border=Border()), _bordered(x, border)
     return apply(op, (x, packed), node.name, node.source)
 
 
-def _winograd_pays(layouts: Layouts, node: Node, weight: Node) -> bool:
+def _winograd_pays(layouts: Layouts, out: TensorType, weight: Node) -> bool:
     """Whether a quarter of the products outweighs the transforms, and weights four times as large.
 
     The transforms grow with the channels of one side, the products with those of both. The weights are
     read once for every group of tiles: few tiles leave the memory as the limit.
     """
     o, c, *kernel = static_shape(weight.shape)
-    if not layouts.winograd or kernel != [3, 3] or node.dtype != "float32" or min(o, c) < _WINOGRAD_CHANNELS:
+    if not layouts.winograd or kernel != [3, 3] or out.dtype != "float32" or min(o, c) < _WINOGRAD_CHANNELS:
         return False
-    height, width = static_shape(node.shape[2:])
+    height, width = static_shape(out.shape[2:])
     rows, columns = -(-height // TILE), -(-width // TILE)
-    batch = at(node.shape[0], layouts.batch)
+    batch = at(out.shape[0], layouts.batch)
     used = height * width / (rows * columns * TILE * TILE)
     return batch * rows * columns >= _WINOGRAD_TILES and used > 0.5
 
 
-def _winograd(layouts: Layouts, node: Node, x: Node, weight: Node, border: Border, lanes: int) -> Node:
+def _winograd(
+    layouts: Layouts, node: Node, out: TensorType, x: Node, weight: Node, border: Border, lanes: int
+) -> Node:
     o, c, *_ = static_shape(weight.shape)
-    oh, ow = static_shape(node.shape[2:])
+    oh, ow = static_shape(out.shape[2:])
     (top, _), (left, _) = border.padding
     rows, columns = -(-oh // TILE), -(-ow // TILE)
     row_bytes = columns * POINTS * c * ITEMSIZE[node.dtype]
     least = -(-_WINOGRAD_TILES // columns)  # fewer tiles would read the weights too often
-    chunk = min(max(_WORKSPACE_BYTES // row_bytes, least), at(node.shape[0], layouts.batch) * rows)
+    chunk = min(max(_WORKSPACE_BYTES // row_bytes, least), at(out.shape[0], layouts.batch) * rows)
     op = WinogradConv2d(o, (oh, ow), (top, left), lanes, layouts.isa.sums(lanes, node.dtype), chunk)
     return apply(op, (x, WinogradWeight(lanes)(weight, name=weight.name)), node.name, node.source)
 
@@ -125,6 +130,10 @@ def _backward_data(
     layouts: Layouts, node: Node, op: Conv2dBackwardData, grad: Node, weight: Node
 ) -> Node | None:
     g: ConvGeometry = op.geometry
+    if g.stride != (1, 1) and g.dilation == (1, 1):
+        phases = _by_phases(layouts, node, g, grad, weight)
+        if phases is not None:
+            return phases
     kernel, inner, outer = (static_shape(shape[2:]) for shape in (weight.shape, grad.shape, op.shape))
     spread = [(e - 1) * s + 1 for e, s in zip(inner, g.stride, strict=True)]
     before = [d * (k - 1) - p[0] for d, k, p in zip(g.dilation, kernel, g.padding, strict=True)]
@@ -137,6 +146,78 @@ def _backward_data(
     border = Border(((before[0], after[0]), (before[1], after[1])), g.stride)
     flipped = Flip((2, 3))(transpose(weight, (1, 0, 2, 3)))
     return _convolution(layouts, node, grad, flipped, (1, 1), g.dilation, border)
+
+
+def _by_phases(layouts: Layouts, node: Node, g: ConvGeometry, grad: Node, weight: Node) -> Node | None:
+    """Return the gradient for the input of a strided convolution, phase by phase; None where that is no help.
+
+    before: a convolution of the cotangent spread out by the stride, most of whose products are by zeros
+    after:  for every offset (y, x) below the stride, the pixels at y + i*stride, x + j*stride, by a small
+            convolution with the taps that meet them; then all phases interleaved
+    """
+    extents = [
+        [_phase(*axis, phase) for phase in range(axis[0])]
+        for axis in zip(
+            g.stride, static_shape(weight.shape[2:]), [p[0] for p in g.padding], static_shape(grad.shape[2:]),
+            static_shape(node.shape[2:]), strict=True,
+        )
+    ]  # fmt: skip
+    if any(size % s for size, s in zip(static_shape(node.shape[2:]), g.stride, strict=True)) or any(
+        phase is not None and min(phase.before, phase.after) < 0 for axis in extents for phase in axis
+    ):
+        return None
+    rows, columns = extents
+    found = [[_phase_convolution(layouts, node, g, grad, weight, r, c) for c in columns] for r in rows]
+    made = [n for row in found for n in row if n is not None]
+    if len(made) == 1 and found[0][0] is not None:
+        return Place(node.shape, (0, 0, 0, 0), (1, 1, *g.stride), 0.0)(made[0])
+    n, c, h, w = node.shape
+    assert isinstance(h, int) and isinstance(w, int)
+    inner = (n, c, h // g.stride[0], 1, w // g.stride[1], 1)
+    zeros = full(inner, 0.0, node.dtype)
+    parts = [Concat(5)(*(zeros if p is None else reshape(p, inner) for p in row)) for row in found]
+    return reshape(Concat(3)(*parts), node.shape)
+
+
+class _Phase(NamedTuple):
+    """One axis of a phase: the first tap, the distance of taps, and the zeros around the cotangent."""
+
+    tap: int
+    step: int
+    taps: int
+    before: int
+    after: int
+
+
+def _phase(stride: int, kernel: int, padding: int, inner: int, outer: int, phase: int) -> _Phase | None:
+    """Return which taps meet the pixels of a phase, and the border that their convolution needs."""
+    tap = (phase + padding) % stride
+    taps = -(-(kernel - tap) // stride)
+    if taps <= 0:
+        return None
+    shift = (phase + padding - tap) // stride
+    count = -(-(outer - phase) // stride)
+    return _Phase(tap, stride, taps, taps - 1 - shift, count + shift - inner)
+
+
+def _phase_convolution(
+    layouts: Layouts,
+    node: Node,
+    g: ConvGeometry,
+    grad: Node,
+    weight: Node,
+    row: _Phase | None,
+    column: _Phase | None,
+) -> Node | None:
+    if row is None or column is None:
+        return None
+    o, c, _, _ = weight.shape
+    taps = Slice((0, 0, row.tap, column.tap), (1, 1, row.step, column.step), (o, c, row.taps, column.taps))(
+        weight
+    )
+    flipped = Flip((2, 3))(transpose(taps, (1, 0, 2, 3)))
+    border = Border(((row.before, row.after), (column.before, column.after)))
+    return _convolution(layouts, node, grad, flipped, (1, 1), (1, 1), border)
 
 
 def _backward_weight(isa: Isa, node: Node, op: Conv2dBackwardWeight, x: Node, grad: Node) -> Node:
