@@ -13,17 +13,20 @@ export GRAPHC_SHARED_TOOLS ?= $(SHARED_TOOLS)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format wheel clean
+.PHONY: help demo test test-nets lint format wheel clean
 .NOTPARALLEL:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(BIN)/.demo  ## train a LeNet on handwritten digits by generated C (everything is installed first)
 	@$(BIN)/graphc demo --out $(OUT)
 
 test: $(BIN)/.test  ## run all tests, those against PyTorch included
 	@$(BIN)/python -m pytest $(PYTEST)
+
+test-nets: $(BIN)/.test  ## follow PyTorch for 30 steps of every full-size net (half an hour and 8 GiB)
+	@GRAPHC_FULL=1 $(BIN)/python -m pytest tests/test_models_training.py
 
 lint: $(BIN)/.test  ## check style and types
 	$(BIN)/ruff check
