@@ -1,10 +1,18 @@
-"""Time graphc beside PyTorch eager on small nets: same weights, same inputs, same threads, same run.
-
-    python benchmarks/cpu.py --threads 2 --rounds 7 --json benchmarks/results/cpu.json
+"""Compare graphc with every installed peer: same weights, same inputs, same number of threads, same run.
 
 Each peer runs in a process of its own, since two OpenMP pools that spin in one process slow each other down.
-Rounds alternate between the peers. Outputs are compared before anything is timed. Prints the median and the
-minimum of the rounds, and the ratio of the minima.
+The rounds take the peers in turns, one at a time. Outputs (and in training the first losses, where nothing is
+random) are compared with graphc's before anything is timed; a peer that differs is left out, as is one that
+fails or takes longer than --limit. FLOPs are those of the direct convolutions and products, two for each
+multiply-accumulate, and three times the forward pass for training.
+
+Examples:
+    python benchmarks/cpu.py                                        the whole table, which takes long
+    python benchmarks/cpu.py --quick --no-compile --markdown        small nets, about a minute
+    python benchmarks/cpu.py --nets lenet resnet18 --modes inference --rounds 7 --json out.json
+    python benchmarks/cpu.py --layers resnet50                      each distinct convolution alone
+
+The peers come with: pip install -e '.[bench]'
 """
 
 from __future__ import annotations
@@ -12,228 +20,179 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import machine
+import tables
+from nets import NETS, convolutions
+from rounds import measure
+from tqdm import tqdm
+from worker import TITLES, missing, versions
 
-HERE = Path(__file__).resolve()
-CASES = [
-    (net, mode, batch)
-    for net in ("mlp", "lenet")
-    for mode, batch in (("inference", 1), ("inference", 64), ("training", 64))
-]
+RESULTS = Path(__file__).resolve().parent / "results"
+BUSY = 10  # percent of all processors, above which a row is called disturbed
+MODES = ("inference", "training")
+LAYER_PEERS = ("graphc", "eager", "onnxruntime")
 
-
-def inputs(net: str, batch: int) -> dict[str, np.ndarray]:
-    """Return the same inputs for every peer."""
-    rng = np.random.default_rng(0)
-    shape = (batch, 1, 28, 28) if net == "mlp" else (batch, 1, 32, 32)
-    return {
-        "x": rng.standard_normal(shape).astype(np.float32),
-        "y": rng.integers(0, 10, batch).astype(np.int32),
-    }
+Case = dict[str, Any]
 
 
-def graphc_step(net: str, mode: str, batch: int, threads: int) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """Return a step of graphc, and what it computed and needs."""
-    import graphc as gc
-
-    data = inputs(net, batch)
-    x = gc.input("x", ("N", *data["x"].shape[1:]))
-    y = gc.input("y", ("N",), dtype="int32")
-    logits = gc.models.mlp(x) if net == "mlp" else gc.models.lenet(x)
-    training = mode == "training"
-    module = gc.compile(
-        {"logits": logits},
-        loss=gc.losses.cross_entropy(logits, y) if training else None,
-        optimizer=gc.SGD(lr=0.01, momentum=0.9) if training else None,
-        batch=batch,
-        name=net,
-    )
-    module.threads = 1 if not training and batch == 1 else threads
-    facts = {
-        "weights": {k: v.copy() for k, v in module.params.items()},
-        "output": module.predict(x=data["x"])["logits"],
-        "arena_bytes": module.plan("train" if training else "inference").arena_bytes,
-    }
-    if training:
-        return (lambda: module.train_step(x=data["x"], y=data["y"])), facts
-    return (lambda: module.predict(x=data["x"])), facts
+def cases(options: argparse.Namespace) -> list[Case]:
+    """Return what is to be measured, a row each."""
+    common = {"threads": options.threads}
+    if options.wait_policy:
+        common["wait_policy"] = options.wait_policy
+    if options.layers:
+        return [
+            {**common, "net": str(conv), "mode": "inference", "batch": batch, "conv": conv.to_dict(), "count": count}
+            for conv, count in convolutions(options.layers).items()
+            for batch in options.batches or (1, 16)
+        ]  # fmt: skip
+    found = []
+    for net in options.nets or (("mlp", "lenet", "resnet18") if options.quick else NETS):
+        large = NETS[net].batch
+        for mode in options.modes:
+            batches = options.batches or ((1, large) if mode == "inference" else (large,))
+            if options.quick and net not in ("mlp", "lenet"):
+                batches = (1,) if mode == "inference" else ()
+            found += [{**common, "net": net, "mode": mode, "batch": batch} for batch in batches]
+    return found
 
 
-def torch_step(
-    net: str, mode: str, batch: int, threads: int, weights: dict[str, np.ndarray]
-) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """Return a step of PyTorch eager with the given weights."""
-    import torch
-    from torch import nn
-
-    torch.set_num_threads(threads)
-    data = {k: torch.from_numpy(v) for k, v in inputs(net, batch).items()}
-    labels = data["y"].long()
-    if net == "mlp":
-        layers: list[nn.Module] = [
-            nn.Flatten(),
-            nn.Linear(784, 512),
-            nn.ReLU(),
-            nn.Linear(512, 512),
-            nn.ReLU(),
-        ]
-        model = nn.Sequential(*layers, nn.Linear(512, 10))
-        order = ["fc1", "fc2", "fc3"]
-    else:
-        model = nn.Sequential(
-            nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
-        )  # fmt: skip
-        order = ["conv1", "conv2", "fc1", "fc2", "fc3"]
-    with torch.no_grad():
-        for name, layer in zip(order, [m for m in model if hasattr(m, "weight")], strict=True):
-            layer.weight.copy_(torch.from_numpy(weights[f"{name}.weight"]))
-            layer.bias.copy_(torch.from_numpy(weights[f"{name}.bias"]))
-        output = model(data["x"]).numpy()
-    if mode == "inference":
-        model.eval()
-
-        def infer() -> Any:
-            with torch.inference_mode():
-                return model(data["x"])
-
-        return infer, {"output": output}
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-
-    def train() -> Any:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(data["x"]), labels)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return train, {"output": output}
+def peers_of(case: Case, chosen: list[str]) -> list[str]:
+    """Return the peers that have an implementation of the case."""
+    left_out = set() if case["net"] in ("mlp", "lenet") else {"jax"}
+    if case["mode"] == "training":
+        left_out |= {"onnxruntime", "openvino"}
+    return [peer for peer in chosen if peer not in left_out]
 
 
-def serve(peer: str) -> None:
-    """Run one peer: read a case from standard input, answer each request for a round with seconds a step."""
-    case = json.loads(sys.stdin.readline())
-    arguments = (case["net"], case["mode"], case["batch"], case["threads"])
-    if peer == "graphc":
-        step, facts = graphc_step(*arguments)
-    else:
-        weights = {k: np.asarray(v, np.float32) for k, v in case["weights"].items()}
-        step, facts = torch_step(*arguments, weights)
-    listed = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in facts.items()}
-    if "weights" in listed:
-        listed["weights"] = {k: v.tolist() for k, v in listed["weights"].items()}
-    print(json.dumps(listed), flush=True)
-    for _ in range(10):
-        step()
-    for _ in sys.stdin:
-        repeats, start = 0, time.perf_counter()
-        while repeats < 5 or time.perf_counter() - start < 0.2:
-            step()
-            repeats += 1
-        print((time.perf_counter() - start) / repeats, flush=True)
+def choose_peers(options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """Return the peers to run, and why the others are not."""
+    wanted = options.peers or (LAYER_PEERS if options.layers else tuple(TITLES))
+    chosen, skipped = [], {}
+    for peer in TITLES:
+        lacking = missing(peer)
+        if peer != "graphc" and peer not in wanted:
+            continue
+        if peer == "compile" and not options.compile:
+            skipped[peer] = "left out by --no-compile"
+        elif lacking:
+            skipped[peer] = f"not installed: {', '.join(lacking)}"
+        else:
+            chosen.append(peer)
+    return chosen, skipped
 
 
-class Peer:
-    """A peer in its own process."""
-
-    def __init__(self, name: str, case: dict[str, Any]):
-        """Start the process and read what it computed."""
-        environment = dict(os.environ, OMP_NUM_THREADS=str(case["threads"]), OMP_WAIT_POLICY="passive")
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE), "--serve", name],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
-        self.facts = json.loads(self._ask(json.dumps(case)))
-
-    def _ask(self, line: str) -> str:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit(f"a peer stopped: {self.process.args}")
-        return answer
-
-    def round(self) -> float:
-        """Return the seconds of a step in one round."""
-        return float(self._ask("go"))
-
-    def stop(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def measure(net: str, mode: str, batch: int, threads: int, rounds: int) -> dict[str, Any]:
-    """Return the times of one case."""
-    case: dict[str, Any] = {"net": net, "mode": mode, "batch": batch, "threads": threads}
-    ours = Peer("graphc", case)
-    theirs = Peer("torch", {**case, "weights": ours.facts["weights"]})
-    difference = np.abs(np.subtract(ours.facts["output"], theirs.facts["output"])).max()
-    if not difference < 1e-4:
-        raise SystemExit(f"{net} {mode}: outputs differ by {difference}")
-    times: dict[str, list[float]] = {"graphc": [], "torch": []}
-    for _ in range(rounds):
-        times["graphc"].append(ours.round())
-        times["torch"].append(theirs.round())
-    ours.stop()
-    theirs.stop()
-    result = {
-        name: {"median_ms": statistics.median(t) * 1e3, "min_ms": min(t) * 1e3} for name, t in times.items()
-    }
-    ratio = min(times["torch"]) / min(times["graphc"])
-    return {**case, **result, "ratio_of_minima": ratio, "arena_bytes": ours.facts["arena_bytes"]}
-
-
-def machine() -> dict[str, Any]:
-    """Return what the numbers were measured on."""
-    model = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), model)
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
-
-
-def main() -> None:
-    """Parse the command line and print the table."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the options."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="also write the results here")
-    parser.add_argument("--serve", choices=("graphc", "torch"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        serve(options.serve)
-        return
-    rows = []
-    print(f"threads {options.threads}, {options.rounds} rounds, milliseconds a step: minimum (median)\n")
-    print("| net | mode | batch | graphc | PyTorch eager | PyTorch / graphc | arena |")
-    print("|---|---|---|---|---|---|---|")
-    for net, mode, batch in CASES:
-        row = measure(net, mode, batch, options.threads, options.rounds)
-        rows.append(row)
-        cells = [f"{row[p]['min_ms']:.3f} ({row[p]['median_ms']:.3f})" for p in ("graphc", "torch")]
-        size = f"{row['arena_bytes'] / 1024:.0f} KiB"
-        print(
-            f"| {net} | {mode} | {batch} | {cells[0]} | {cells[1]} | {row['ratio_of_minima']:.1f} | {size} |",
-            flush=True,
-        )
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    parser.add_argument("--nets", nargs="+", choices=NETS, metavar="NET", help=f"of {', '.join(NETS)}")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE",
+                        help=f"of {', '.join(MODES)}")  # fmt: skip
+    parser.add_argument("--batches", nargs="+", type=int, metavar="N", help="in place of 1 and 16 (or 64)")
+    parser.add_argument("--peers", nargs="+", choices=TITLES, metavar="PEER", help=f"of {', '.join(TITLES)}")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+    parser.add_argument("--quick", action="store_true", help="mlp, lenet, and resnet18 at batch 1; 3 rounds")
+    parser.add_argument("--layers", choices=NETS, metavar="NET", help="each distinct convolution of a net")
+    parser.add_argument("--threads", type=int, default=usable, help=f"of each peer (default {usable})")
+    parser.add_argument("--rounds", type=int, help="default 5, 3 with --quick")
+    parser.add_argument("--seconds", type=float, help="of calls in a round, default 0.3, 0.1 with --quick")
+    parser.add_argument("--wait-policy", choices=("active", "passive"), help="OMP_WAIT_POLICY of each peer; "
+                        "by default not set, as users have it, which needs an otherwise idle machine")  # fmt: skip
+    parser.add_argument("--limit", type=float, default=1800, help="seconds that a peer's answer may take")
+    parser.add_argument("--json", type=Path, help="default benchmarks/results/cpu.json; with --quick or "
+                        "--layers cpu_quick.json or layers_NET.json")  # fmt: skip
+    parser.add_argument("--markdown", action="store_true", help="print the table for the README")
+    options = parser.parse_args(arguments)
+    options.rounds = options.rounds or (3 if options.quick else 5)
+    options.seconds = options.seconds or (0.1 if options.quick else 0.3)
+    name = f"layers_{options.layers}" if options.layers else "cpu_quick" if options.quick else "cpu"
+    options.json = options.json or RESULTS / f"{name}.json"
+    if not 1 <= options.threads <= usable:
+        parser.error(f"--threads: there are 1 to {usable}")
+    if options.rounds < 1 or options.limit <= 0 or options.seconds <= 0:
+        parser.error("--rounds, --seconds and --limit must be positive")
+    return options
+
+
+def confine(threads: int) -> None:
+    """Run this process and those it starts on that many processors, so that no peer takes more."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def say(text: str) -> None:
+    """The text is on standard error, above the progress bar."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the results, which are also in the JSON file after every row."""
+    chosen, skipped = choose_peers(options)
+    for peer, why in skipped.items():
+        say(f"{TITLES[peer]} skipped: {why}")
+    confine(options.threads)
+    say("measuring the machine")
+    speeds = machine.measure(options.threads)
+    facts = {**machine.describe(options.threads), "versions": versions()}
+    setup = {
+        "wait_policy": options.wait_policy,
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "peers": chosen,
+        "skipped": skipped,
+    }
+    results: dict[str, Any] = {"machine": {**facts, **speeds}, "setup": setup, "rows": []}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    todo = cases(options)
+    with tqdm(todo, file=sys.stderr, unit="row", dynamic_ncols=True) as bar:
+        folders: dict[str, tempfile.TemporaryDirectory[str]] = {}
+        for case in bar:
+            if case["net"] not in folders:  # the weights of the net before are not needed any more
+                for folder in folders.values():
+                    folder.cleanup()
+                folders = {case["net"]: tempfile.TemporaryDirectory(prefix="graphc-bench-")}
+            name = f"{case['net']} {case['mode']} {case['batch']}"
+            case = {**case, "folder": folders[case["net"]].name}
+
+            def progress(text: str, name: str = name) -> None:
+                bar.set_description(f"{name}: {text}")
+
+            row = measure(case, peers_of(case, chosen), options, progress)
+            for peer, result in row["peers"].items():
+                if "left_out" in result:
+                    say(f"{name}: {TITLES.get(peer, peer)} left out: {result['left_out']}")
+            if (row.get("busy_percent") or 0) > BUSY:
+                say(
+                    f"{name}: other processes took {row['busy_percent']:.0f} % of the processors, times are too long"
+                )
+            results["rows"].append(row)
+            tables.add_ratios(row, results["machine"])
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
+        for folder in folders.values():
+            folder.cleanup()
+    say("measuring the machine again")
+    results["machine"].update(machine.best_of(speeds, machine.measure(options.threads)))
+    for row in results["rows"]:
+        tables.add_ratios(row, results["machine"])
+    results["geometric_means"] = tables.geometric_means(results["rows"])
+    options.json.write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    options = parse()
+    results = run(options)
+    print(tables.text(results, markdown=options.markdown))
+    say(f"written to {options.json}")
 
 
 if __name__ == "__main__":
