@@ -24,18 +24,13 @@
 #define GC_SIMD
 #endif
 
-/* Vectors of 64 or 32 bytes by the GNU extension, which every instruction set gets in its own registers; arrays
- * of the same length elsewhere. */
+/* Vectors by the GNU extension, which every instruction set gets in its own registers, and arrays of the same
+ * length elsewhere. GC_MADD_... adds factor * vector to a sum, rounded once where gc_fma does so. */
 #ifdef __GNUC__
 #define GC_VECTOR(name, type, lanes) \
     typedef type name __attribute__((vector_size(sizeof(type) * lanes), aligned(sizeof(type)), may_alias))
-#if defined __AVX512VL__ && !defined GC_NO_ASM
-/* Written as the instruction itself, which reads and repeats the factor too: compilers break up the loop below,
- * spill its sums, or load every factor by an instruction of its own, which costs a quarter of the speed. */
-#define GC_MADD(form, count, sum, factor, vector) \
-    __asm__("vfmadd231" form " %1%{1to" count "%}, %2, %0" : "+v"(sum) : "m"(factor), "v"(vector))
-#elif defined __FMA__ || defined __ARM_FEATURE_FMA || defined __FP_FAST_FMA /* as in gc_fma; the same bits */
-#define GC_MADD(form, count, sum, factor, vector) \
+#if defined __FMA__ || defined __ARM_FEATURE_FMA || defined __FP_FAST_FMA
+#define GC_MADD(sum, factor, vector) \
     do { \
         __typeof__(sum) gc_r; \
         for (size_t gc_l = 0; gc_l < sizeof gc_r / sizeof gc_r[0]; gc_l++) \
@@ -44,14 +39,14 @@
         (sum) = gc_r; \
     } while (0)
 #else
-#define GC_MADD(form, count, sum, factor, vector) (sum) += (factor) * (vector)
+#define GC_MADD(sum, factor, vector) (sum) += (factor) * (vector)
 #endif
 #else
 #define GC_VECTOR(name, type, lanes) \
     typedef struct { \
         type v[lanes]; \
     } name
-#define GC_MADD(form, count, sum, factor, vector) \
+#define GC_MADD(sum, factor, vector) \
     for (size_t gc_l = 0; gc_l < sizeof (sum).v / sizeof *(sum).v; gc_l++) \
         (sum).v[gc_l] += (factor) * (vector).v[gc_l]
 #endif
@@ -60,10 +55,68 @@
 
 GC_VECTOR(gc_vec8_f, float, 8);
 
+#if defined __AVX512VL__ && !defined GC_NO_ASM /* the instruction reads the factor and repeats it in all lanes */
+#define GC_MADD_8_f(sum, factor, vector) \
+    __asm__("vfmadd231ps %1%{1to8%}, %2, %0" : "+v"(sum) : "m"(factor), "v"(vector))
+#else
+#define GC_MADD_8_f GC_MADD
+#endif
+
+/* Packs `count` columns of `live` rows, `stride` apart, into vectors of 8, with zeros in idle lanes. */
+static inline void gc_columns8_f(float *to, const float *from, int64_t stride, int64_t live, int64_t count) {
+    int64_t whole = 0;
+#if defined __GNUC__ && (defined __clang__ || __GNUC__ >= 12)
+    whole = count - count % 8;
+    for (int64_t x = 0; x < whole; x += 8) { /* in three rounds of taking turns */
+        for (int64_t part = 0; part < 8; part += 8) {
+            float table[8 * 8] = {0};
+            gc_vec8_f row[8], next[8];
+            for (int64_t k = 0; k < 8 && part + k < live; k++)
+                memcpy(table + k * 8, from + (part + k) * stride + x, 8 * sizeof *to);
+            for (int k = 0; k < 8; k++) row[k] = GC_LOAD(gc_vec8_f, table + k * 8);
+            for (int round = 0; round < 3; round++) {
+                for (int k = 0; k < 4; k++) {
+                    next[k] = __builtin_shufflevector(row[2 * k], row[2 * k + 1], 0, 2, 4, 6, 8, 10, 12, 14);
+                    next[k + 4] = __builtin_shufflevector(row[2 * k], row[2 * k + 1], 1, 3, 5, 7, 9, 11, 13, 15);
+                }
+                for (int k = 0; k < 8; k++) row[k] = next[k];
+            }
+            for (int k = 0; k < 8; k++) GC_STORE(gc_vec8_f, to + (x + k) * 8 + part, row[k]);
+        }
+    }
+#endif
+    for (int64_t x = whole; x < count; x++)
+        for (int64_t lane = 0; lane < 8; lane++)
+            to[x * 8 + lane] = lane < live ? from[lane * stride + x] : 0;
+}
+
+/* Packs channels that lie `apart` into vectors of 8 ahead of two other axes, with zeros past the last. */
+static inline void gc_pack8_f(
+    float *restrict out, const float *restrict in, int64_t channels, int64_t apart, int64_t rows, int64_t row_step,
+    int64_t columns, int64_t column_step, int threads)
+{
+    GC_PARALLEL_FOR(threads)
+    for (int64_t block = 0; block < (channels + 8 - 1) / 8; block++) {
+        const int64_t first = block * 8, live = channels - first < 8 ? channels - first : 8;
+        for (int64_t r = 0; r < rows; r++) {
+            float *const to = out + (block * rows + r) * columns * 8;
+            const float *const from = in + first * apart + r * row_step;
+            if (column_step == 1) gc_columns8_f(to, from, apart, live, columns);
+            else if (apart == 1 && live == 8)
+                for (int64_t x = 0; x < columns; x++)
+                    memcpy(to + x * 8, from + x * column_step, 8 * sizeof *to);
+            else
+                for (int64_t x = 0; x < columns; x++)
+                    for (int64_t lane = 0; lane < 8; lane++)
+                        to[x * 8 + lane] = lane < live ? from[lane * apart + x * column_step] : 0;
+        }
+    }
+}
+
 /* Adds `vector` times from[0], from[step], ... to 2 sums. */
-#define GC_MADD_2(form, count, s, from, step, vector) \
-    GC_MADD(form, count, s##0, (from)[0 * (step)], vector); \
-    GC_MADD(form, count, s##1, (from)[1 * (step)], vector)
+#define GC_MADDS_2(form, s, from, step, vector) \
+    GC_MADD_##form(s##0, (from)[0 * (step)], vector); \
+    GC_MADD_##form(s##1, (from)[1 * (step)], vector)
 
 /* Writes 2 vectors to rows of a table. */
 #define GC_STORE_2(name, to, step, s) \
@@ -76,11 +129,11 @@ GC_VECTOR(gc_vec8_f, float, 8);
     name s##1 = {0}
 
 /* Adds `vector` times from[0], from[step], ... to 4 sums. */
-#define GC_MADD_4(form, count, s, from, step, vector) \
-    GC_MADD(form, count, s##0, (from)[0 * (step)], vector); \
-    GC_MADD(form, count, s##1, (from)[1 * (step)], vector); \
-    GC_MADD(form, count, s##2, (from)[2 * (step)], vector); \
-    GC_MADD(form, count, s##3, (from)[3 * (step)], vector)
+#define GC_MADDS_4(form, s, from, step, vector) \
+    GC_MADD_##form(s##0, (from)[0 * (step)], vector); \
+    GC_MADD_##form(s##1, (from)[1 * (step)], vector); \
+    GC_MADD_##form(s##2, (from)[2 * (step)], vector); \
+    GC_MADD_##form(s##3, (from)[3 * (step)], vector)
 
 /* Writes 4 vectors to rows of a table. */
 #define GC_STORE_4(name, to, step, s) \
@@ -126,8 +179,8 @@ static void conv_conv2d(const float *restrict in, const float *restrict weight,
                             const float *tap = taps + (c * 3 + i) * 24;
                             for (int64_t j = 0; j < 3; j++) {
                                 const gc_vec8_f v = GC_LOAD(gc_vec8_f, tap + j * 8);
-                                GC_MADD_4("ps", "8", s0_, pixel + j, 1, v);
-                                GC_MADD_4("ps", "8", s1_, pixel + j + 8, 1, v);
+                                GC_MADDS_4(8_f, s0_, pixel + j, 1, v);
+                                GC_MADDS_4(8_f, s1_, pixel + j + 8, 1, v);
                             }
                         }
                     }
@@ -184,8 +237,8 @@ static void conv_conv2d(const float *restrict in, const float *restrict weight,
                             const float *tap = taps + (c * 3 + i) * 24;
                             for (int64_t j = 0; j < 3; j++) {
                                 const gc_vec8_f v = GC_LOAD(gc_vec8_f, tap + j * 8);
-                                GC_MADD_2("ps", "8", s0_, pixel + j, 1, v);
-                                GC_MADD_2("ps", "8", s1_, pixel + j + 8, 1, v);
+                                GC_MADDS_2(8_f, s0_, pixel + j, 1, v);
+                                GC_MADDS_2(8_f, s1_, pixel + j + 8, 1, v);
                             }
                         }
                     }
@@ -231,25 +284,6 @@ static void conv_conv2d(const float *restrict in, const float *restrict weight,
                         }
                     }
                 }
-            }
-        }
-    }
-}
-
-/* conv_weight_pack
- * out[block][...][lane] = in[... block*lanes + lane ...], 0 past the last channel
- * from conv.weight (pack), at test_emitted_golden.py
- * in: float (4, 1, 3, 3); out: float (1, 1, 3, 3, 8), written; 0 FLOP, 432 bytes, used by fold
- */
-static void conv_weight_pack(const float *restrict in, float *restrict out, const int threads)
-{
-    GC_PARALLEL_FOR(threads)
-    for (int64_t block = 0; block < 1; block++) {
-        for (int64_t i0 = 0; i0 < 9; i0++) {
-            float *const vector = out + (block * 9 + i0) * 8;
-            for (int64_t lane = 0; lane < 8; lane++) {
-                const int64_t channel = block * 8 + lane;
-                vector[lane] = channel < 4 ? in[channel * 9 + i0] : 0;
             }
         }
     }
@@ -384,6 +418,6 @@ int conv_bias_relu_pool_fold(conv_bias_relu_pool_context *context)
     const int threads = context->threads;
 
     /* conv.weight (pack), at test_emitted_golden.py */
-    conv_weight_pack(conv_weight, folded_0, threads);
+    gc_pack8_f(folded_0, conv_weight, 4, 9, 1, 0, 9, 1, threads);
     return CONV_BIAS_RELU_POOL_OK;
 }

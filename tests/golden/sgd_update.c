@@ -45,18 +45,13 @@ static inline float gc_fma_f(float a, float b, float c) {
 #endif
 }
 
-/* Vectors of 64 or 32 bytes by the GNU extension, which every instruction set gets in its own registers; arrays
- * of the same length elsewhere. */
+/* Vectors by the GNU extension, which every instruction set gets in its own registers, and arrays of the same
+ * length elsewhere. GC_MADD_... adds factor * vector to a sum, rounded once where gc_fma does so. */
 #ifdef __GNUC__
 #define GC_VECTOR(name, type, lanes) \
     typedef type name __attribute__((vector_size(sizeof(type) * lanes), aligned(sizeof(type)), may_alias))
-#if defined __AVX512VL__ && !defined GC_NO_ASM
-/* Written as the instruction itself, which reads and repeats the factor too: compilers break up the loop below,
- * spill its sums, or load every factor by an instruction of its own, which costs a quarter of the speed. */
-#define GC_MADD(form, count, sum, factor, vector) \
-    __asm__("vfmadd231" form " %1%{1to" count "%}, %2, %0" : "+v"(sum) : "m"(factor), "v"(vector))
-#elif defined __FMA__ || defined __ARM_FEATURE_FMA || defined __FP_FAST_FMA /* as in gc_fma; the same bits */
-#define GC_MADD(form, count, sum, factor, vector) \
+#if defined __FMA__ || defined __ARM_FEATURE_FMA || defined __FP_FAST_FMA
+#define GC_MADD(sum, factor, vector) \
     do { \
         __typeof__(sum) gc_r; \
         for (size_t gc_l = 0; gc_l < sizeof gc_r / sizeof gc_r[0]; gc_l++) \
@@ -65,14 +60,14 @@ static inline float gc_fma_f(float a, float b, float c) {
         (sum) = gc_r; \
     } while (0)
 #else
-#define GC_MADD(form, count, sum, factor, vector) (sum) += (factor) * (vector)
+#define GC_MADD(sum, factor, vector) (sum) += (factor) * (vector)
 #endif
 #else
 #define GC_VECTOR(name, type, lanes) \
     typedef struct { \
         type v[lanes]; \
     } name
-#define GC_MADD(form, count, sum, factor, vector) \
+#define GC_MADD(sum, factor, vector) \
     for (size_t gc_l = 0; gc_l < sizeof (sum).v / sizeof *(sum).v; gc_l++) \
         (sum).v[gc_l] += (factor) * (vector).v[gc_l]
 #endif
@@ -80,6 +75,64 @@ static inline float gc_fma_f(float a, float b, float c) {
 #define GC_STORE(name, to, vector) (*(name *)(to) = (vector))
 
 GC_VECTOR(gc_vec8_f, float, 8);
+
+#if defined __AVX512VL__ && !defined GC_NO_ASM /* the instruction reads the factor and repeats it in all lanes */
+#define GC_MADD_8_f(sum, factor, vector) \
+    __asm__("vfmadd231ps %1%{1to8%}, %2, %0" : "+v"(sum) : "m"(factor), "v"(vector))
+#else
+#define GC_MADD_8_f GC_MADD
+#endif
+
+/* Packs `count` columns of `live` rows, `stride` apart, into vectors of 8, with zeros in idle lanes. */
+static inline void gc_columns8_f(float *to, const float *from, int64_t stride, int64_t live, int64_t count) {
+    int64_t whole = 0;
+#if defined __GNUC__ && (defined __clang__ || __GNUC__ >= 12)
+    whole = count - count % 8;
+    for (int64_t x = 0; x < whole; x += 8) { /* in three rounds of taking turns */
+        for (int64_t part = 0; part < 8; part += 8) {
+            float table[8 * 8] = {0};
+            gc_vec8_f row[8], next[8];
+            for (int64_t k = 0; k < 8 && part + k < live; k++)
+                memcpy(table + k * 8, from + (part + k) * stride + x, 8 * sizeof *to);
+            for (int k = 0; k < 8; k++) row[k] = GC_LOAD(gc_vec8_f, table + k * 8);
+            for (int round = 0; round < 3; round++) {
+                for (int k = 0; k < 4; k++) {
+                    next[k] = __builtin_shufflevector(row[2 * k], row[2 * k + 1], 0, 2, 4, 6, 8, 10, 12, 14);
+                    next[k + 4] = __builtin_shufflevector(row[2 * k], row[2 * k + 1], 1, 3, 5, 7, 9, 11, 13, 15);
+                }
+                for (int k = 0; k < 8; k++) row[k] = next[k];
+            }
+            for (int k = 0; k < 8; k++) GC_STORE(gc_vec8_f, to + (x + k) * 8 + part, row[k]);
+        }
+    }
+#endif
+    for (int64_t x = whole; x < count; x++)
+        for (int64_t lane = 0; lane < 8; lane++)
+            to[x * 8 + lane] = lane < live ? from[lane * stride + x] : 0;
+}
+
+/* Packs channels that lie `apart` into vectors of 8 ahead of two other axes, with zeros past the last. */
+static inline void gc_pack8_f(
+    float *restrict out, const float *restrict in, int64_t channels, int64_t apart, int64_t rows, int64_t row_step,
+    int64_t columns, int64_t column_step, int threads)
+{
+    GC_PARALLEL_FOR(threads)
+    for (int64_t block = 0; block < (channels + 8 - 1) / 8; block++) {
+        const int64_t first = block * 8, live = channels - first < 8 ? channels - first : 8;
+        for (int64_t r = 0; r < rows; r++) {
+            float *const to = out + (block * rows + r) * columns * 8;
+            const float *const from = in + first * apart + r * row_step;
+            if (column_step == 1) gc_columns8_f(to, from, apart, live, columns);
+            else if (apart == 1 && live == 8)
+                for (int64_t x = 0; x < columns; x++)
+                    memcpy(to + x * 8, from + x * column_step, 8 * sizeof *to);
+            else
+                for (int64_t x = 0; x < columns; x++)
+                    for (int64_t lane = 0; lane < 8; lane++)
+                        to[x * 8 + lane] = lane < live ? from[lane * apart + x * column_step] : 0;
+        }
+    }
+}
 
 /* line_matmul
  * out[i][j] = sum_k a[i][k] * b[j][k]
@@ -221,25 +274,6 @@ static void loss_sum_2(const float *restrict sub, float *restrict out, const int
     out[0] = div;
 }
 
-/* x_pack
- * out[block][...][lane] = in[... block*lanes + lane ...], 0 past the last channel
- * from x (pack), at test_emitted_golden.py
- * in: float (N, 3); out: float (1, N, 8), written; 0 FLOP, 44*N bytes, used by train_step
- */
-static void x_pack(const float *restrict in, float *restrict out, const int64_t N, const int threads)
-{
-    GC_PARALLEL_FOR(threads)
-    for (int64_t block = 0; block < 1; block++) {
-        for (int64_t i0 = 0; i0 < N; i0++) {
-            float *const vector = out + (block * N + i0) * 8;
-            for (int64_t lane = 0; lane < 8; lane++) {
-                const int64_t channel = block * 8 + lane;
-                vector[lane] = channel < 3 ? in[channel + i0 * 3] : 0;
-            }
-        }
-    }
-}
-
 /* line_weight_grad
  * out[i][j] = sum_k a[k][i] * b[j/lanes][k][j%lanes]
  * from matmul, at test_emitted_golden.py
@@ -259,7 +293,7 @@ static void line_weight_grad(const float *restrict a, const float *restrict b, f
             gc_vec8_f s0 = {0};
             for (int64_t k = 0; k < N; k++) {
                 const gc_vec8_f v = GC_LOAD(gc_vec8_f, panel + k * 8);
-                GC_MADD("ps", "8", s0, a[k * 1 + top], v);
+                GC_MADD_8_f(s0, a[k * 1 + top], v);
             }
             float sum[1][8];
             GC_STORE(gc_vec8_f, sum[0], s0);
@@ -481,7 +515,7 @@ int sgd_update_train_step(sgd_update_context *context, int64_t batch, const floa
     /* square, sum, div, at test_emitted_golden.py */
     loss_sum_2(sub, loss, N);
     /* x (pack), at test_emitted_golden.py */
-    x_pack(x, x_2, N, threads);
+    gc_pack8_f(x_2, x, 3, 1, 1, 0, N, 3, threads);
     /* matmul, at test_emitted_golden.py */
     line_weight_grad(square_backward, x_2, grad_line_weight, N, threads);
     /* sum, mul, at test_emitted_golden.py */
