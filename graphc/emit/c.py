@@ -133,7 +133,8 @@ class _Emitter:
             for call in entry.calls:
                 if not helper_of(call.kernel):
                     calls.setdefault(call.kernel, []).append((entry, call))
-        self.split = len(calls) >= units.SPLIT_FROM
+        anchors = sum(kernel.template != "loops" for kernel in calls)
+        self.split = len(calls) >= units.SPLIT_FROM or anchors >= units.SPLIT_FROM_ANCHORS
         for kernel, users in calls.items():
             entries = list(dict.fromkeys(e.name for e, _ in users))
             self.functions[kernel] = self._function(kernel, [c for _, c in users], entries)

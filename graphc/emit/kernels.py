@@ -260,6 +260,9 @@ def pack_context(kernel: Kernel) -> dict[str, Any]:
 def _pool_facts(spec: Any) -> dict[str, Any]:
     """Return which windows leave the image, and the count of an average where all windows have the same."""
     g = spec.geometry
+    columns = _columns(g, spec.w)
+    shifts = [column.shift for column in columns] or [0]
+    margin = max(0, *shifts)
     leaves = [
         p > 0 or (o - 1) * s + (k - 1) * d - p >= size
         for p, o, s, k, d, size in zip(
@@ -271,7 +274,11 @@ def _pool_facts(spec: Any) -> dict[str, Any]:
         "leaves_w": leaves[1],
         "ragged": g.out[0] * g.kernel[0] != spec.h or g.out[1] * g.kernel[1] != spec.w,
         "constant_count": spec.divisor or (None if any(leaves) else g.area),
-        "columns": _columns(g, spec.w),
+        "columns": columns,
+        # A row of windows spread out by the stride, with room for every shift: what a pixel reads lies side by
+        # side, and no two writes meet (gcc 12 reorders adds to neighbours that overlap).
+        "margin": margin,
+        "line": max(spec.w + margin - min(shifts), margin + (g.out[1] - 1) * g.stride[1] + 1),
     }
 
 

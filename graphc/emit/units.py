@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Distinct kernels from which a module is split, and the lines of a unit: compiling one takes seconds.
-SPLIT_FROM = 50
+# Distinct kernels, or kernels with loops of their own, from which a module is split, and the lines of a unit:
+# compiling one takes seconds.
+SPLIT_FROM = 100
+SPLIT_FROM_ANCHORS = 24
 UNIT_LINES = 2000
 
 
