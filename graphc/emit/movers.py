@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphc.emit.text import SUFFIX, extent, signature
-from graphc.program.ir import Access, Call, Kernel, Load, LoopSpec, Store
+from graphc.program.ir import Access, Call, Kernel, Load
 from graphc.types import product
 
 
@@ -39,19 +39,16 @@ def helper_call(call: Call, *arguments: str) -> str:
     if call.kernel.template == "winograd_weight":
         numbers = [spec.o, spec.c, *spec.strides]
     else:
-        extents, strides = [1, *spec.extents][-2:], [0, *spec.strides][-2:]
-        if not spec.extents:
-            extents, strides = [1, 1], [0, 0]
+        extents, strides = [1, 1, *spec.extents][-2:], [0, 0, *spec.strides][-2:]
         numbers = [spec.channels, spec.channel_stride, extents[0], strides[0], extents[1], strides[1]]
     return signature(helper, [target, start, *map(str, numbers), "threads"]) + ";"
 
 
 def _copied(kernel: Kernel) -> tuple[Access, Access] | None:
-    """Return where a copy reads and where it writes, if it does nothing else."""
-    if kernel.formula != "copy" or len(kernel.operands) != 2:
+    """Return where a copy reads and where it writes; None if the kernel does anything else."""
+    if kernel.formula != "copy" or len({o.dtype for o in kernel.operands} | {kernel.dtype}) != 1:
         return None
-    spec: LoopSpec = kernel.spec
-    (sweep,) = spec.sweeps
+    (sweep,) = kernel.spec.sweeps
     statements, stores = sweep.kept_statements, sweep.kept_stores
     if len(statements) != 1 or not isinstance(statements[0], Load) or len(stores) != 1:
         return None
@@ -60,38 +57,25 @@ def _copied(kernel: Kernel) -> tuple[Access, Access] | None:
 
 def _is_strided_copy(kernel: Kernel) -> bool:
     """Whether a kernel copies rows of equal length, one stride from element to element and one from row to row."""
-    same = len({o.dtype for o in kernel.operands} | {kernel.dtype}) == 1
-    return same and len(kernel.spec.extents) <= 2 and _copied(kernel) is not None
+    return len(kernel.spec.extents) <= 2 and _copied(kernel) is not None
+
+
+def _is_plain_copy(kernel: Kernel) -> bool:
+    """Whether a kernel moves all elements of one buffer to another in their order, as memcpy does."""
+    accesses = _copied(kernel)
+    sizes = {str(product(o.shape)) for o in kernel.operands} | {str(product(kernel.spec.extents))}
+    in_order = accesses is not None and all(a.offset == 0 and a.strides in ((), (1,)) for a in accesses)
+    return in_order and len(sizes) == 1
 
 
 def _strided_copy(kernel: Kernel, source: str, target: str) -> str:
     accesses = _copied(kernel)
     assert accesses is not None
-    extents = [1, 1, *kernel.spec.extents][-2:]
-    steps = [[0, 0, *a.strides][-2:] for a in accesses]
-    places = [
+    rows, columns = [1, 1, *kernel.spec.extents][-2:]
+    (from_row, from_step), (to_row, to_step) = ([0, 0, *a.strides][-2:] for a in accesses)
+    start, end = (
         f"{name} + {extent(a.offset)}" if a.offset != 0 else name
         for name, a in zip((source, target), accesses, strict=True)
-    ]
-    numbers = [extents[0], steps[1][0], steps[0][0], extents[1], steps[1][1], steps[0][1]]
-    return (
-        signature(f"gc_copy_{SUFFIX[kernel.dtype]}", [places[1], places[0], *map(str, numbers), "threads"])
-        + ";"
     )
-
-
-def _is_plain_copy(kernel: Kernel) -> bool:
-    """Whether a kernel moves all elements of one buffer to another in their order, as memcpy does."""
-    if kernel.template != "loops" or kernel.formula != "copy":
-        return False
-    spec: LoopSpec = kernel.spec
-    statements, stores = spec.sweeps[0].kept_statements, spec.sweeps[0].kept_stores
-    accesses = [i.access for i in (*statements, *stores) if isinstance(i, (Load, Store))]
-    sizes = {str(product(o.shape)) for o in kernel.operands} | {str(product(spec.extents))}
-    return (
-        len(accesses) == 2
-        and len(statements) == 1
-        and len(sizes) == 1
-        and len({o.dtype for o in kernel.operands}) == 1
-        and all(a.offset == 0 and a.strides in ((), (1,)) for a in accesses)
-    )
+    numbers = map(str, (rows, to_row, from_row, columns, to_step, from_step))
+    return signature(helper_of(kernel), [end, start, *numbers, "threads"]) + ";"

@@ -292,7 +292,6 @@ class Place(Op):
     begin: tuple[int, ...]
     step: tuple[int, ...]
     fill: float
-    copy: int = 0  # tells copies apart that are better made twice than kept between two uses
 
     @property
     def attributes(self) -> str:

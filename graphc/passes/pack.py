@@ -4,10 +4,10 @@ before: conv2d(x, w; padding 1)
 after:  conv2d(x, pack(w); 16 channels a vector, padding 1)
 
 Only the weights are packed (once for all calls in inference, where everything that depends on parameters
-alone is folded). The gradient for the
-input is a convolution of the cotangent, padded and spread out by the stride, with the flipped weights.
-Padded images exist in the kernels' tiles alone; where such a tile would be too large for a thread's stack,
-the padded image is stored. Grouped convolutions and batched products stay as they are.
+alone is folded). The gradient for the input is a convolution of the cotangent with the flipped weights, one
+for every phase of the stride where it has one. Convolutions by 3x3 kernels with enough channels and tiles use
+Winograd's transforms. Padded images exist in the kernels' tiles alone; where such a tile would be too large
+for a thread's stack, the padded image is stored. Grouped convolutions and batched products stay as they are.
 """
 
 from __future__ import annotations
