@@ -443,8 +443,25 @@ def test_arrays_for_results_are_checked(module: gc.Module) -> None:
         with pytest.raises(kind, match=message):
             module.predict(x=_IMAGES, out=out)
     memory = np.zeros(8, "f")
-    with pytest.raises(RangeError, match="shares memory with an input"):
+    with pytest.raises(RangeError, match=r"out\['logits'\] shares memory with another array"):
         module.predict(x=memory.reshape(2, 4), out={"logits": memory[:6].reshape(2, 3)})
+    logits, _ = trainable()
+    twice = compile_({"logits": logits, "double": 2 * logits})
+    same = np.zeros((2, 3), "f")
+    with pytest.raises(RangeError, match=r"out\['double'\] shares memory with another array"):
+        twice.predict(x=_IMAGES, out={"logits": same, "double": same})
+
+
+def test_arrays_in_any_order_in_memory_are_read(module: gc.Module) -> None:
+    expected = module.predict(x=_IMAGES)["logits"]
+    odd = np.empty(_IMAGES.nbytes + 1, "u1")[1:].view("f").reshape(_IMAGES.shape)
+    odd[...] = _IMAGES
+    assert not odd.flags.aligned
+    for given in (np.asfortranarray(_IMAGES), odd, np.repeat(_IMAGES, 2, axis=1)[:, ::2]):
+        np.testing.assert_array_equal(module.predict(x=given)["logits"], expected)
+    frozen = _IMAGES.copy()
+    frozen.flags.writeable = False
+    np.testing.assert_array_equal(module.predict(x=frozen)["logits"], expected)
 
 
 def test_modules_refuse_what_they_were_not_compiled_for(module: gc.Module) -> None:

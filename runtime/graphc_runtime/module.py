@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from graphc_runtime.arrays import Arrays, aligned
 from graphc_runtime.checkpoint import check_fit, load_state, save_state
-from graphc_runtime.errors import (
-    BuildError,
-    DTypeError,
-    GraphcError,
-    NumericalError,
-    RangeError,
-    ShapeError,
-    UnknownNameError,
-)
+from graphc_runtime.entry import Entry
+from graphc_runtime.errors import BuildError, GraphcError, NumericalError, RangeError
 from graphc_runtime.loader import load_extension
 
 ABI = 1
-_ALIGNMENT = 64
 
 
 class StepResult(float):
@@ -39,198 +30,10 @@ class StepResult(float):
         return result
 
 
-def aligned(count: int, dtype: np.dtype[Any] | str) -> np.ndarray:
-    """Return a zeroed array that starts at a multiple of 64 bytes."""
-    kind = np.dtype(dtype)
-    raw = np.zeros(count * kind.itemsize + _ALIGNMENT, dtype=np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + count * kind.itemsize].view(kind)
-
-
-class Arrays(MutableMapping[str, np.ndarray]):
-    """Named views of one flat block: reading gives a read-only view, assignment checks and copies."""
-
-    def __init__(self, what: str, block: np.ndarray, slots: list[dict[str, Any]], changed: Any = None):
-        """Make the views; ``changed`` is called after an assignment."""
-        self._what = what
-        self._views: dict[str, np.ndarray] = {}
-        self._drawn_later: dict[str, Callable[[], np.ndarray]] = {}
-        self._changed = changed
-        for slot in slots:
-            shape = tuple(slot["shape"])
-            size = int(np.prod(shape, dtype=np.int64))
-            kind = np.dtype(slot.get("dtype", block.dtype))  # constants may be integers
-            begin = slot["offset"] * block.itemsize
-            held = block.view(np.uint8)[begin : begin + size * kind.itemsize].view(kind)
-            self._views[slot["name"]] = held.reshape(shape)
-
-    def _view(self, name: str) -> np.ndarray:
-        if name not in self._views:
-            known = ", ".join(list(self._views)[:8]) + (", ..." if len(self._views) > 8 else "")
-            raise UnknownNameError(f"no {self._what} is called {name!r}; there are {known or 'none'}")
-        return self._views[name]
-
-    def draw_later(self, name: str, draw: Callable[[], np.ndarray]) -> None:
-        """Postpone a first value until somebody reads it; one that is assigned before that is never drawn.
-
-        Drawing the values of 138 million parameters takes seconds, which a net that loads its weights need
-        not spend.
-        """
-        self._view(name)
-        self._drawn_later[name] = draw
-
-    def draw(self) -> None:
-        """Give every element its value, the postponed ones too."""
-        if self._drawn_later:
-            # Filling arrays with random numbers releases Python's lock.
-            with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-                list(pool.map(self._draw, list(self._drawn_later)))
-
-    def _draw(self, name: str) -> None:
-        draw = self._drawn_later.get(name)
-        if draw is not None:
-            self._views[name][...] = draw()
-            del self._drawn_later[name]
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        view = self._view(name).view()
-        self._draw(name)
-        view.flags.writeable = False
-        return view
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        view = self._view(name)
-        array = np.asarray(value)
-        if array.shape != view.shape:
-            raise ShapeError(f"{self._what} {name!r}: expected shape {view.shape}, got {array.shape}")
-        if array.dtype.kind not in "fiub" or (
-            array.dtype.kind == "f" and array.dtype.itemsize > view.itemsize
-        ):
-            raise DTypeError(
-                f"{self._what} {name!r}: expected {view.dtype}, got {array.dtype}; convert it first"
-            )
-        view[...] = array
-        self._drawn_later.pop(name, None)
-        if self._changed is not None:
-            self._changed()
-
-    def __delitem__(self, name: str) -> None:
-        raise GraphcError(f"{self._what} {name!r}: a compiled module's arrays cannot be deleted")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._views)
-
-    def __len__(self) -> int:
-        return len(self._views)
-
-
-def _extent_text(extent: int | list[int]) -> str:
-    """Return an extent as it is declared: ``3``, ``N``, ``2*N``."""
-    if isinstance(extent, int):
-        return str(extent)
-    terms = ["*".join(([str(c)] if c != 1 or not k else []) + ["N"] * k) for k, c in enumerate(extent) if c]
-    return " + ".join(terms)
-
-
-class _Extent:
-    """Evaluates the extents of the manifest: an int, or coefficients of powers of the batch."""
-
-    @staticmethod
-    def at(extent: int | list[int], batch: int) -> int:
-        if isinstance(extent, int):
-            return extent
-        return sum(c * batch**k for k, c in enumerate(extent))
-
-
-class _Entry:
-    """One public C function, with the checks that make a call from Python safe and its errors clear."""
-
-    def __init__(self, description: dict[str, Any], function: Any, batch: int, module_name: str):
-        self.name: str = description["name"]
-        self.function = function
-        self.largest = batch
-        self.inputs = description["inputs"]
-        self.outputs = description["outputs"]
-        self.calls = description["calls"]
-        self.module_name = module_name
-        for argument in (*self.inputs, *self.outputs):
-            argument["numpy"] = np.dtype(argument["dtype"])
-        self.batched = [a for a in self.inputs if any(not isinstance(d, int) for d in a["shape"])]
-
-    def check_inputs(self, given: Mapping[str, Any]) -> tuple[int, list[np.ndarray]]:
-        """Return the batch and the arrays in order, contiguous, of the declared shapes and dtypes."""
-        names = [a["name"] for a in self.inputs]
-        if set(given) != set(names):
-            missing, unknown = [n for n in names if n not in given], [n for n in given if n not in names]
-            raise UnknownNameError(
-                f"{self.name}: expected the inputs {', '.join(names) or '(none)'}"
-                + (f"; missing {', '.join(missing)}" if missing else "")
-                + (f"; unknown {', '.join(map(str, unknown))}" if unknown else "")
-            )
-        batch = 1
-        if self.batched:
-            first = self._as_array(self.batched[0]["name"], given[self.batched[0]["name"]])
-            batch = first.shape[0] if first.ndim else 0
-            if not 1 <= batch <= self.largest:
-                raise ShapeError(
-                    f"{self.name}: input {self.batched[0]['name']!r} has batch {batch} (shape {first.shape}); "
-                    f"this module was compiled for 1 to {self.largest}"
-                )
-        return batch, [self._check(a, given[a["name"]], batch) for a in self.inputs]
-
-    def _as_array(self, name: str, value: Any) -> np.ndarray:
-        try:
-            return np.asarray(value)
-        except (TypeError, ValueError) as error:
-            raise ShapeError(f"{self.name}: input {name!r} is no array: {error}") from None
-
-    def _check(self, argument: dict[str, Any], value: Any, batch: int) -> np.ndarray:
-        array = self._as_array(argument["name"], value)
-        shape = tuple(_Extent.at(d, batch) for d in argument["shape"])
-        if array.shape != shape:
-            declared = ", ".join(_extent_text(d) for d in argument["shape"])
-            declared += "," if len(shape) == 1 else ""
-            raise ShapeError(
-                f"{self.name}: input {argument['name']!r} expected shape ({declared})"
-                f"{f' with N = {batch}' if self.batched else ''}, got {array.shape}"
-            )
-        if array.dtype != argument["numpy"]:
-            raise DTypeError(
-                f"{self.name}: input {argument['name']!r} expected {argument['numpy']}, got {array.dtype}; "
-                f"convert it with .astype({str(argument['numpy'])!r})"
-            )
-        return np.ascontiguousarray(array)
-
-    def make_outputs(self, batch: int, out: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
-        """Return arrays for the outputs: the caller's where given, else new ones."""
-        unknown = set(out or ()) - {a["name"] for a in self.outputs}
-        if unknown:
-            raise UnknownNameError(f"{self.name}: no output is called {', '.join(sorted(unknown))}")
-        arrays = {}
-        for argument in self.outputs:
-            shape = tuple(_Extent.at(d, batch) for d in argument["shape"])
-            array = (out or {}).get(argument["name"])
-            if array is None:
-                array = np.empty(shape, argument["numpy"])
-            elif not isinstance(array, np.ndarray):
-                raise DTypeError(
-                    f"{self.name}: out[{argument['name']!r}] must be an array, got {type(array).__name__}"
-                )
-            elif array.shape != shape or array.dtype != argument["numpy"] or not array.flags.c_contiguous:
-                raise ShapeError(
-                    f"{self.name}: out[{argument['name']!r}] must be a contiguous {argument['numpy']} array of "
-                    f"shape {shape}, got {array.dtype} {array.shape}"
-                )
-            elif not array.flags.writeable:
-                raise RangeError(f"{self.name}: out[{argument['name']!r}] is read-only")
-            arrays[argument["name"]] = array
-        return arrays
-
-
 class Module:
     """A net as compiled C: trains and predicts on NumPy arrays.
 
-    Not safe for use from two threads at once; :meth:`clone` gives a second one.
+    Not safe for use from two threads at once: a thread needs a module of its own.
     """
 
     def __init__(
@@ -263,7 +66,7 @@ class Module:
         }
         self._blocks["arena"] = aligned(sizes["arena_bytes"], "uint8")
         self._context, self._seed, self._threads = self._make_context(seed), seed, 1
-        self._stale = True
+        self._stale = self._drawn_later = True
         fixed = [s for s in manifest["params"] if s.get("constant")]
         learned = [s for s in manifest["params"] if not s.get("constant")]
         self.params = Arrays("parameter", self._blocks["params"], learned, self._mark_stale)
@@ -278,8 +81,7 @@ class Module:
             for k, slot in enumerate(manifest["slots"])
         }
         self._entries = {
-            e["name"]: _Entry(dict(e), self._function(e["name"]), self.batch, self.name)
-            for e in manifest["entries"]
+            e["name"]: Entry(e, self._function(e["name"]), self.batch, self.ffi) for e in manifest["entries"]
         }
         for name, value in initial.items():
             target = next(t for t in (self.state, constants, self.params) if name in t or t is self.params)
@@ -337,8 +139,7 @@ class Module:
         found: dict[str, tuple[str, tuple[int | None, ...]]] = {}
         for entry in self._entries.values():
             for a in entry.inputs:
-                shape = tuple(d if isinstance(d, int) else None for d in a["shape"])
-                found[a["name"]] = (a["dtype"], shape)
+                found[a.name] = (a.dtype.name, tuple(e if isinstance(e, int) else None for e in a.extents))
         return found
 
     @property
@@ -346,29 +147,24 @@ class Module:
         """The generated C, by file name."""
         return dict(self.manifest["sources"])
 
-    def _entry(self, name: str) -> _Entry:
+    def _entry(self, name: str) -> Entry:
         if name not in self._entries:
             raise GraphcError(f"module {self.name!r} has no {name}: it was compiled without a loss")
         return self._entries[name]
 
     def _call(
-        self, entry: _Entry, given: Mapping[str, Any], out: Mapping[str, np.ndarray] | None, *more: Any
-    ) -> Any:
-        batch, arrays = entry.check_inputs(given)
-        outputs = entry.make_outputs(batch, out)
-        self._draw_first_values()
-        if out and any(np.may_share_memory(a, o) for a in arrays for o in outputs.values()):
-            raise RangeError(f"{entry.name}: an array in out shares memory with an input")
-        cast = self.ffi.cast
-        arguments: list[Any] = []
-        for a in (*arrays, *outputs.values()):
-            arguments += [cast(_POINTERS[a.dtype.char], a.ctypes.data), a.nbytes]
-        code = entry.function(self._context, batch, *arguments, *more)
+        self, entry: Entry, given: Mapping[str, Any], out: Mapping[str, np.ndarray] | None, *more: Any
+    ) -> dict[str, np.ndarray]:
+        batch, inputs = entry.check_inputs(given)
+        outputs = entry.make_outputs(batch, out, inputs)
+        if self._drawn_later:
+            self._draw_first_values()
+        code = entry.run(self._context, batch, inputs, outputs, *more)
         if code:
-            self._fail(entry, code, arrays)
-        return outputs
+            self._fail(entry, code, inputs)
+        return {argument.name: array for argument, array in zip(entry.outputs, outputs, strict=True)}
 
-    def _fail(self, entry: _Entry, code: int, arrays: list[np.ndarray]) -> None:
+    def _fail(self, entry: Entry, code: int, arrays: list[np.ndarray]) -> None:
         message = self.ffi.string(self._function("message")(self._context)).decode(errors="replace")
         if code == 5:
             call = entry.calls[self._function("fault")(self._context)]
@@ -378,9 +174,9 @@ class Module:
             )
         raise RangeError(f"{entry.name}: {message}")
 
-    def _already_there(self, entry: _Entry, arrays: list[np.ndarray]) -> str:
+    def _already_there(self, entry: Entry, arrays: list[np.ndarray]) -> str:
         """Return which inputs and parameters were not finite to begin with, as the end of a message."""
-        inputs = zip((a["name"] for a in entry.inputs), arrays, strict=True)
+        inputs = zip((a.name for a in entry.inputs), arrays, strict=True)
         named = [(f"input {name!r}", array) for name, array in inputs]
         named += [(f"parameter {name!r}", array) for name, array in self.params.items()]
         found = [name for name, array in named if array.dtype.kind == "f" and not np.isfinite(array).all()]
@@ -389,12 +185,13 @@ class Module:
     def _draw_first_values(self) -> None:
         self.params.draw()
         self.state.draw()
+        self._drawn_later = False
 
     def _fold(self) -> None:
         if self._stale:
             self._draw_first_values()
             if "fold" in self._entries:
-                code = self._entries["fold"].function(self._context)
+                code = self._entries["fold"].run_alone(self._context)
                 if code:
                     self._fail(self._entries["fold"], code, [])
             self._stale = False
@@ -409,8 +206,7 @@ class Module:
         """
         entry = self._entry("predict")
         self._fold()
-        result: dict[str, np.ndarray] = self._call(entry, inputs, out)
-        return result
+        return self._call(entry, inputs, out)
 
     def evaluate(self, **inputs: Any) -> StepResult:
         """Return loss and metrics of a batch in inference mode."""
@@ -500,10 +296,6 @@ class Module:
         learned = [s["shape"] for s in self.manifest["params"] if not s.get("constant")]
         count = sum(int(np.prod(shape, dtype=np.int64)) for shape in learned)
         return f"<Module {self.name!r}: {count:,} parameters, batch up to {self.batch}, {self.dtype}>"
-
-
-_POINTERS = {"f": "float *", "d": "double *", "i": "int32_t *", "l": "int64_t *", "q": "int64_t *", "B": "uint8_t *",
-             "?": "uint8_t *"}  # fmt: skip
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
