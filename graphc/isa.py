@@ -39,10 +39,14 @@ class Isa:
         full = self.register_bytes // ITEMSIZE[dtype]
         return full // 2 if channels <= full // 2 and full > 4 else full
 
-    def sums(self, lanes: int, dtype: DType) -> int:
+    def room(self, lanes: int, dtype: DType) -> int:
         """Return how many packed vectors of sums fit into registers, beside one of weights and a factor."""
         parts = max(1, lanes * ITEMSIZE[dtype] // self.register_bytes)
-        return max(1, min(_SUMS, (self.registers - (0 if self.repeats else 1)) // parts - 1))
+        return max(1, (self.registers - (0 if self.repeats else 1)) // parts - 1)
+
+    def sums(self, lanes: int, dtype: DType) -> int:
+        """Return how many of them are worth having: the units are busy with a few."""
+        return min(_SUMS, self.room(lanes, dtype))
 
 
 AVX512 = Isa("avx512", 64, 32, 64, repeats=True)

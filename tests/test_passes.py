@@ -183,6 +183,26 @@ def test_pooling_moves_in_front_of_a_monotone_activation_only() -> None:
         np.testing.assert_allclose(got, want, rtol=1e-15)
 
 
+def test_pooling_moves_in_front_of_what_is_added_to_whole_channels_only() -> None:
+    x = gc.input("x", ("N", 2, 4, 4))
+    for other, moves in (
+        (gc.parameter("channel", (2, 1, 1)), True),
+        (gc.parameter("number", ()), True),
+        (gc.parameter("column", (1, 4)), False),
+        (gc.parameter("image", (2, 4, 4)), False),
+    ):
+        for both in (x + other, other + x):
+            outputs = {"o": gc.nn.max_pool2d(gc.relu(both), 2)}
+            moved = pool_before_activation(outputs)["o"]
+            assert isinstance(moved.inputs[0].op, MaxPool2d) is not moves
+            assert [str(n.op.title) for n in (moved, moved.inputs[0])] == (
+                ["relu", "add"] if moves else ["relu", "max_pool2d"]
+            )
+            values = values_of(outputs, 2)
+            got, want = (interpret([o], values, batch=2)[0] for o in (moved, outputs["o"]))
+            np.testing.assert_array_equal(got, want)
+
+
 def test_an_activation_that_is_read_elsewhere_stays_before_its_pooling() -> None:
     h = gc.relu(gc.input("x", ("N", 1, 4, 4)))
     assert isinstance(pool_before_activation({"o": gc.nn.max_pool2d(h, 2), "h": h})["o"].op, MaxPool2d)

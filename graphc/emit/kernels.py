@@ -185,6 +185,8 @@ class EpilogueText:
         self.outer_lines = "\n".join((after if self.pool else before) + stores)
         read = [s.access.strides for s in epilogue.statements if hasattr(s, "access")]
         self.inner_uses = [any(strides[a] != 0 for strides in read) for a in range(len(epilogue.axes))]
+        # Whether the sums themselves are pooled: in all lanes at once, since nothing of a channel is needed.
+        self.pools_sums = self.pool is not None and self.pooled_value == "acc" and not before
         self.uses_index = any(s.value == "pool_index" for s in epilogue.stores)
         used: set[str] = set()
         for item in (*epilogue.statements, *epilogue.after, *epilogue.stores):

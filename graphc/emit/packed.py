@@ -41,7 +41,8 @@ def _convolution_tile(kernel: Kernel) -> dict[str, Any]:
     spec, pool = kernel.spec, kernel.epilogue.pool if kernel.epilogue is not None else None
     rows, step = pool or (1, 1)
     width = spec.ow // step * step
-    largest = max(step, spec.sums // rows // step * step)
+    # A tile is turned from pixels of all channels to channels of all pixels, 8 of them (or 8 windows) at a time.
+    largest = max(step, min(spec.sums // rows, 8 * step) // step * step)
     whole = [t for t in range(largest, largest // 2, -step) if t % step == 0 and width % t == 0]
     tile = whole[0] if whole else -(-width // -(-width // largest) // step) * step
     used, blocks = spec.oh // rows * rows, -(-spec.o // spec.lanes)

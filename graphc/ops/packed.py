@@ -181,7 +181,7 @@ class PackedConv2d(Packed):
     stride: Pair
     dilation: Pair
     lanes: int
-    sums: int  # vectors of sums in registers
+    sums: int  # vectors of sums that fit into registers
     border: Border = Border()
 
     @property

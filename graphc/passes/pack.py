@@ -87,7 +87,7 @@ def _convolution(
     channels, isa = static_shape(weight.shape)[0], layouts.isa
     lanes = isa.lanes(channels, node.dtype)
     packed = Pack(0, lanes)(weight, name=weight.name)
-    op = PackedConv2d(channels, stride, dilation, lanes, isa.sums(lanes, node.dtype), border)
+    op = PackedConv2d(channels, stride, dilation, lanes, isa.room(lanes, node.dtype), border)
     out = op.infer(x.type, packed.type)
     if stride == dilation == border.spread == (1, 1) and _winograd_pays(layouts, out, weight):
         return _winograd(layouts, node, out, x, weight, border, lanes)
