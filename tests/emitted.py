@@ -198,12 +198,27 @@ _DRIVER = r"""
 #define ASAN_UNPOISON_MEMORY_REGION(begin, bytes) ((void)(begin), (void)(bytes))
 #endif
 
-static uint64_t hash(uint64_t seed, const void *memory, size_t bytes)
+static uint64_t hash_bytes(uint64_t seed, const void *memory, size_t bytes)
 {
     const unsigned char *byte = memory;
     for (size_t k = 0; k < bytes; k++) seed = (seed ^ byte[k]) * 0x100000001b3u;
     return seed;
 }
+
+/* The sign of a NaN has no meaning, and compilers that move a negation across a sum change it. */
+#define HASH_REAL(T) \
+    static inline uint64_t hash_##T(uint64_t seed, const T *values, size_t bytes) \
+    { \
+        for (size_t k = 0; k < bytes / sizeof *values; k++) { \
+            const T value = isnan(values[k]) ? (T)NAN : values[k]; \
+            seed = hash_bytes(seed, &value, sizeof value); \
+        } \
+        return seed; \
+    }
+HASH_REAL(float)
+HASH_REAL(double)
+#define hash(seed, memory, bytes) \
+    _Generic((memory), float *: hash_float, double *: hash_double, default: hash_bytes)(seed, memory, bytes)
 
 static void *block(size_t bytes)
 {

@@ -2,9 +2,9 @@
 
 The same program runs every entry point of every registry sample and of LeNet (dropout and batch norm
 included) and prints hashes of all results. It also compares threads and runs among themselves, and two
-fillings of the arena: nothing may be read there before it is written. Floating-point contraction is off, so
-no freedom is left to a compiler: where optimised code differs from unoptimised code, the compiler is wrong
-(gcc 12 was, for pooling windows with `continue` in the loops).
+fillings of the arena: nothing may be read there before it is written. All NaNs count as equal. Floating-point
+contraction is off, so no freedom is left to a compiler: where optimised code differs from unoptimised code, the
+compiler is wrong (gcc 12 was, for pooling windows with `continue` in the loops).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -72,7 +73,8 @@ PRINTED = {
     "z*rsqrt(x)": "z/sqrtf(x)",
     "x**1.5": "x*sqrtf(x)",
     "(x + z)**1.5": "gc_pow3f(sqrtf(x + z))",
-    "exp(-x)": "expf(-x)",
+    "exp(-x)": "gc_expf(-x)",
+    "sin(x) + tanh(z)": "sinf(x) + gc_tanhf(z)",
     "abs(x)": "fabsf(x)",
     "relu(x)": "(x <= 0.0f ? 0.0f : x)",
     "z*relu(x)": "z*(x <= 0.0f ? 0.0f : x)",
@@ -80,6 +82,8 @@ PRINTED = {
     "max(x, z)": "gc_maximumf(x, z)",
     "sign(x)": "gc_signf(x)",
     "where(x > 0 and z > 0, x, z)": "(x > 0.0f && z > 0.0f ? x : z)",
+    "where(x > 0, x, z*expm1(x))": "gc_selectf(x > 0.0f, x, z*gc_expm1f(x))",
+    "where(x > 3, x, where(x > 0, z, 2*z))": "gc_selectf(x > 3.0f, x, gc_selectf(x > 0.0f, z, 2.0f*z))",
     "where((x > 0 and z > 0) or n > 1, x, z)": "((x > 0.0f && z > 0.0f) || n > 1.0f ? x : z)",
     "sqrt(2/pi)*x": "0.7978846f*x",
     "x + pi + 1": "x + 4.1415925f",
@@ -177,13 +181,17 @@ def test_refusals_name_the_trouble() -> None:
 
 
 def test_helpers_are_found_once_and_complete() -> None:
-    assert helpers_used("gc_sigmoidf(x) + gc_pow3(gc_sigmoidf(y)) + expf(gc_unknown(x))") == [
+    assert helpers_used("gc_sigmoid(x) + gc_pow3(gc_sigmoid(y)) + exp(gc_unknown(x))") == [
         "gc_pow3",
-        "gc_sigmoidf",
+        "GC_INLINE",
+        "gc_sigmoid",
     ]
+    ordered = list(HELPERS)
     for name, text in HELPERS.items():
-        assert text.startswith("static inline ") and f" {name}(" in text and text.endswith("}\n")
-        assert "#" not in text and "$" not in text
+        assert re.search(rf"^(static|#define) .*\b{name}\b", text, re.MULTILINE)
+        assert text.endswith("\n") and "#" not in re.sub(r"(?m)^#", "", text) and "$" not in text
+        below = helpers_used(text.replace(name, ""))
+        assert all(ordered.index(other) < ordered.index(name) for other in below), name
 
 
 COMPILED = [

@@ -85,33 +85,18 @@ static inline {T} gc_uniform_{S}(const gc_random *random, uint32_t stream, uint6
 }}
 """
 
-_FMA = """\
-/* a * b + c, rounded once where the processor has an instruction for it. It is written out because a compiler
- * that chooses by itself where to fuse (-ffp-contract) may choose differently from build to build. */
-static inline {T} gc_fma_{S}({T} a, {T} b, {T} c) {{
-#if defined __FMA__ || defined __ARM_FEATURE_FMA || defined __FP_FAST_FMA
-    return __builtin_fma{F}(a, b, c);
-#else
-    return a * b + c;
-#endif
-}}
-"""
-
 _TYPES = {"f": "float", "d": "double", "i": "int32_t", "l": "int64_t"}
 
 
 def helpers_for(text: str, isa: Isa) -> list[str]:
     """Return the definitions of the helpers that occur in the text, each after what it needs."""
-    found = []
+    found = [scalar.HELPERS[name] for name in scalar.helpers_used(text)]
     for suffix, ctype in _TYPES.items():
         if f"gc_sum_lanes_{suffix}(" in text:
             found.append(_LANES.format(T=ctype, S=suffix))
         for kind, sign in (("max", ">"), ("min", "<")):
             if f"gc_{kind}_lanes_{suffix}(" in text:
                 found.append(_EXTREME.format(T=ctype, S=suffix, kind=kind, sign=sign))
-    found += [
-        _FMA.format(T=_TYPES[s], S=s, F=f) for s, f in (("f", "f"), ("d", "")) if f"gc_fma_{s}(" in text
-    ]
     if "gc_first_inside(" in text or "gc_end_inside(" in text:
         found.append(_INSIDE)
     found += tile_helpers(text, isa)
@@ -120,5 +105,4 @@ def helpers_for(text: str, isa: Isa) -> list[str]:
     if re.search(r"\bgc_(random|uniform_)", text):
         found.append(_RANDOM)
         found += [_UNIFORM.format(T=_TYPES[s], S=s) for s in ("f", "d") if f"gc_uniform_{s}(" in text]
-    found += [scalar.HELPERS[name] for name in scalar.helpers_used(text)]
     return found

@@ -1,7 +1,8 @@
 """The small C functions behind expressions that no single libm call computes.
 
 Each exists for float (suffix ``f``) and double (no suffix); what makes sense for integers also for
-``int32_t`` (suffix ``i``) and ``int64_t`` (suffix ``l``). NaN in gives NaN out, everywhere.
+``int32_t`` (suffix ``i``) and ``int64_t`` (suffix ``l``). NaN in gives NaN out, everywhere. Some functions of
+libm have a float32 version of graphc's own, see :mod:`graphc.scalar.vectorised`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
+
+from graphc.scalar.vectorised import VECTORISED
 
 SUFFIX: Mapping[str, str] = MappingProxyType({"float32": "f", "float64": "", "int32": "i", "int64": "l"})
 """What a helper's name ends with, by the dtype it computes in."""
@@ -28,29 +31,41 @@ C_TYPE: Mapping[str, str] = MappingProxyType(
 LARGEST_POWER = 16
 """x**n up to this n is multiplied out in a helper; beyond it ``pow`` is called."""
 
+_FMA = """\
+/* a * b + c, rounded once where the processor has an instruction for it. It is written out because a compiler
+ * that chooses by itself where to fuse (-ffp-contract) may choose differently from build to build. */
+static inline {T} gc_fma_{S}({T} a, {T} b, {T} c) {{
+#if defined __FMA__ || defined __ARM_FEATURE_FMA || defined __FP_FAST_FMA
+    return __builtin_fma{F}(a, b, c);
+#else
+    return a * b + c;
+#endif
+}}
+"""
+
 # In the bodies, T is the type, F the suffix of helpers and libm calls, and a literal like 1.0# takes
 # the suffix of its type. Layout is one statement a line, as in the rest of the emitted code.
 _FLOATING = {
     "sigmoid": """\
-static inline T gc_sigmoidF(T x) {
+static GC_INLINE T gc_sigmoidF(T x) {
     const T e = expF(-fabsF(x)); /* at most 1: never overflows */
     return (x >= 0.0# ? 1.0# : e) / (1.0# + e);
 }
 """,
     "softplus": """\
-static inline T gc_softplusF(T x) {
+static GC_INLINE T gc_softplusF(T x) {
     return (x > 0.0# ? x : 0.0#) + log1pF(expF(-fabsF(x)));
 }
 """,
     "logcosh": """\
-static inline T gc_logcoshF(T x) {
+static GC_INLINE T gc_logcoshF(T x) {
     const T a = fabsF(x);
     const T s = sinhF(0.5# * (a < 1.0# ? a : 1.0#)); /* cosh(a) = 1 + 2*sinh(a/2)^2 */
     return a < 1.0# ? log1pF(2.0# * s * s) : a - $LN2 + log1pF(expF(-2.0# * a));
 }
 """,
     "logaddexp": """\
-static inline T gc_logaddexpF(T a, T b) {
+static GC_INLINE T gc_logaddexpF(T a, T b) {
     const T high = a > b ? a : b;
     return high + (a == b ? $LN2 : log1pF(expF(-fabsF(a - b))));
 }
@@ -117,28 +132,37 @@ def _power_body(n: int) -> str:
     return "\n".join([*lines, f"    return {' * '.join(reversed(factors))};", "}", ""])
 
 
+def c_function(name: str, dtype: str) -> str:
+    """Return what a function is called in C for the dtype: graphc's own if there is one, else libm's."""
+    own = f"gc_{name}{SUFFIX[dtype]}"
+    return own if own in VECTORISED else name + SUFFIX[dtype]
+
+
 def _instantiate(body: str, dtype: str) -> str:
     text = re.sub(r"\bT\b", C_TYPE[dtype], body)
-    text = re.sub(r"(?<=[a-z0-9])F\(", SUFFIX[dtype] + "(", text)
+    text = re.sub(r"\b([a-z0-9_]+)F\(", lambda call: c_function(call[1], dtype) + "(", text)
     text = text.replace("$LN2", "0.69314718055994531#")
     return text.replace("#", "f" if dtype == "float32" else "")
 
 
 def _all_helpers() -> dict[str, str]:
-    helpers: dict[str, str] = {}
+    fused = (("f", "float", "f"), ("d", "double", ""))
+    helpers = {f"gc_fma_{s}": _FMA.format(T=ctype, S=s, F=f) for s, ctype, f in fused}
+    helpers.update(VECTORISED)
     powers = {f"pow{n}": _power_body(n) for n in range(2, LARGEST_POWER + 1)}
     for dtype, suffix in SUFFIX.items():
         own = {**_REAL, **_FLOATING} if dtype.startswith("float") else _WHOLE
         bodies = {**own, **powers}
         for name, body in bodies.items():
-            helpers[f"gc_{name}{suffix}"] = _instantiate(body, dtype)
+            # What is vectorised already has a text of its own.
+            helpers.setdefault(f"gc_{name}{suffix}", _instantiate(body, dtype))
     return helpers
 
 
 HELPERS: Mapping[str, str] = MappingProxyType(_all_helpers())
-"""Helper name -> its complete C11 definition; needs <math.h> and <stdint.h>."""
+"""Helper name -> its complete C11 definition, each after those that it calls; needs <math.h> and <stdint.h>."""
 
-_CALL = re.compile(r"\bgc_[a-z0-9]+(?=\()")
+_NEED = re.compile(r"\bgc_[a-z0-9_]+(?=\()|\bGC_INLINE\b")
 
 
 def helpers_used(c_text: str) -> list[str]:
@@ -146,7 +170,7 @@ def helpers_used(c_text: str) -> list[str]:
     ordered: list[str] = []
 
     def visit(text: str, own: str) -> None:
-        for name in sorted(set(_CALL.findall(text)) - {own}):
+        for name in sorted(set(_NEED.findall(text)) - {own}):
             if name in HELPERS and name not in ordered:
                 visit(HELPERS[name], name)
                 ordered.append(name)

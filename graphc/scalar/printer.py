@@ -16,7 +16,7 @@ from sympy.logic.boolalg import BooleanFalse, BooleanTrue
 from graphc.errors import FormulaError
 from graphc.scalar.catalogue import CATALOGUE
 from graphc.scalar.describe import describe
-from graphc.scalar.helpers import C_TYPE, LARGEST_POWER, SUFFIX
+from graphc.scalar.helpers import C_TYPE, LARGEST_POWER, SUFFIX, c_function
 from graphc.scalar.literals import constant, literal
 from graphc.scalar.symbols import is_condition, symbols_of
 
@@ -271,17 +271,26 @@ class _Printer:
         return f"pow{suffix}({self.value(base)[0]}, {self.value(exponent)[0]})", _ATOM
 
     def _choice(self, e: sp.Piecewise) -> _Text:
-        if not self.kind.startswith("float") and _is_indicator(e):
-            return self.condition(e.args[0].args[1])
-        text = ""
-        for value, test in e.args:
-            body, level = self.value(value)
-            if test == sp.true:
-                return f"({text}{_paren(body, level, _ADD)})", _ATOM
-            text += f"{_bare(self.condition(test)[0])} ? {_paren(body, level, _ADD)} : "
         if not self.kind.startswith("float"):
-            raise FormulaError(f"{describe(e)} has no last branch, and {self.kind} has no NaN")
-        return f"({text}NAN)", _ATOM
+            if _is_indicator(e):
+                return self.condition(e.args[0].args[1])
+            if e.args[-1].args[1] != sp.true:
+                raise FormulaError(f"{describe(e)} has no last branch, and {self.kind} has no NaN")
+        # gcc keeps a jump round arithmetic in a branch of ?:, and does not vectorise the loop around it.
+        masks = self.kind == "float32" and any(
+            symbols_of(v) and not isinstance(v, sp.Symbol) for v, _ in e.args
+        )
+        text = "NAN"
+        for value, test in reversed(e.args):
+            body, level = self.value(value)
+            choice = _bare(self.condition(test)[0])
+            if test == sp.true:
+                text = body if masks else _paren(body, level, _ADD)
+            elif masks:
+                text = f"gc_selectf({choice}, {body}, {text})"
+            else:
+                text = f"{choice} ? {_paren(body, level, _ADD)} : {text}"
+        return (text if masks else f"({text})"), _ATOM
 
     def _call(self, e: sp.Basic) -> _Text:
         row = CATALOGUE.get(type(e))
@@ -294,4 +303,4 @@ class _Printer:
                 raise FormulaError(f"{type(e).__name__} has no form in {self.kind}")
             name = name.replace("fabs", "gc_abs")
         arguments = ", ".join(self.value(a)[0] for a in e.args)
-        return f"{name}{SUFFIX[self.kind]}({arguments})", _ATOM
+        return f"{c_function(name, self.kind)}({arguments})", _ATOM

@@ -24,9 +24,101 @@
 #define GC_SIMD
 #endif
 
-static inline float gc_sigmoidf(float x) {
-    const float e = expf(-fabsf(x)); /* at most 1: never overflows */
+/* Loops are vectorised only where nothing is called: in a long file gcc would call rather than inline. */
+#ifdef __GNUC__
+#define GC_INLINE inline __attribute__((always_inline))
+#else
+#define GC_INLINE inline
+#endif
+
+/* a * b + c, rounded once where the processor has an instruction for it. It is written out because a compiler
+ * that chooses by itself where to fuse (-ffp-contract) may choose differently from build to build. */
+static inline float gc_fma_f(float a, float b, float c) {
+#if defined __FMA__ || defined __ARM_FEATURE_FMA || defined __FP_FAST_FMA
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+/* x - n*ln(2), with ln(2) in two parts (Cody and Waite 1980): n times the first, of 15 bits, is exact. */
+static GC_INLINE float gc_minusln2f(float x, float n) {
+    return gc_fma_f(n, -1.42860677e-6f, gc_fma_f(n, -0.693145752f, x));
+}
+
+/* The whole number nearest to x, for |x| < 2^22: a float of the size of 1.5*2^23 has no bits for fractions. */
+static GC_INLINE float gc_nearestf(float x) {
+    return (x + 0x1.8p23f) - 0x1.8p23f;
+}
+
+static GC_INLINE uint32_t gc_bitsf(float x) {
+    const union {
+        float value;
+        uint32_t bits;
+    } same = {x};
+    return same.bits;
+}
+
+static GC_INLINE float gc_frombitsf(uint32_t bits) {
+    const union {
+        uint32_t bits;
+        float value;
+    } same = {bits};
+    return same.value;
+}
+
+/* condition ? yes : no for a condition of 0 or 1, by masks: loops with it vectorise whatever yes and no compute. */
+static GC_INLINE float gc_selectf(int condition, float yes, float no) {
+    const uint32_t mask = 0u - (uint32_t)condition;
+    return gc_frombitsf((gc_bitsf(yes) & mask) | (gc_bitsf(no) & ~mask));
+}
+
+/* exp(r) - 1 for |r| <= ln(2)/2: r + r^2 times a minimax polynomial. */
+static GC_INLINE float gc_smallexpm1f(float r) {
+    float p = 0.00138706574f;
+    p = gc_fma_f(p, r, 0.00836626161f);
+    p = gc_fma_f(p, r, 0.0416674353f);
+    p = gc_fma_f(p, r, 0.166665465f);
+    p = gc_fma_f(p, r, 0.49999997f);
+    return gc_fma_f(p, r * r, r);
+}
+
+/* 2^n for whole n in -126..127: the sum's lowest bits are n + 127, which is shifted to where exponents stand. */
+static GC_INLINE float gc_twotof(float n) {
+    return gc_frombitsf(gc_bitsf(n + (0x1.8p23f + 127.0f)) << 23);
+}
+
+/* 2^n * exp(x - n*ln(2)), within 1.04 ulp. The power in two factors: 2^128 and 2^-150 are no floats, their halves
+ * are. Beyond the bounds of x the result is 0 or Inf all the same. */
+static GC_INLINE float gc_expf(float x) {
+    const float above = gc_selectf(x < -104.0f, -104.0f, x);
+    const float inside = gc_selectf(above > 89.0f, 89.0f, above);
+    const float n = gc_nearestf(1.44269504f * inside); /* x / ln(2) */
+    const float half = gc_nearestf(0.5f * n);
+    const float q = gc_smallexpm1f(gc_minusln2f(inside, n));
+    return (1.0f + q) * gc_twotof(half) * gc_twotof(n - half);
+}
+
+static GC_INLINE float gc_sigmoidf(float x) {
+    const float e = gc_expf(-fabsf(x)); /* at most 1: never overflows */
     return (x >= 0.0f ? 1.0f : e) / (1.0f + e);
+}
+
+/* 2^n * q + (2^n - 1) with q = exp(x - n*ln(2)) - 1, within 1.67 ulp; computed by halves, as 2^128 is no float. */
+static GC_INLINE float gc_expm1f(float x) {
+    const float above = gc_selectf(x < -18.0f, -18.0f, x); /* -1 from there on */
+    const float inside = gc_selectf(above > 89.0f, 89.0f, above);
+    const float n = gc_nearestf(1.44269504f * inside);
+    const float half = gc_twotof(n - 1.0f);
+    const float q = gc_smallexpm1f(gc_minusln2f(inside, n));
+    return copysignf(2.0f * gc_fma_f(half, q, half - 0.5f), x);
+}
+
+/* t / (t + 2) with t = exp(2*|x|) - 1, within 2.61 ulp; exactly 1 long before |x| = 10. */
+static GC_INLINE float gc_tanhf(float x) {
+    const float a = gc_selectf(fabsf(x) > 10.0f, 10.0f, fabsf(x));
+    const float t = gc_expm1f(2.0f * a);
+    return copysignf(t / (t + 2.0f), x);
 }
 
 /* out_sigmoid_tanh
@@ -43,7 +135,7 @@ static void out_sigmoid_tanh(const float *restrict a, const float *restrict b, f
         const float b_i = b[i0];
         const float add = mul + b_i;
         const float sigmoid = gc_sigmoidf(add);
-        const float tanh_value = tanhf(b_i);
+        const float tanh_value = gc_tanhf(b_i);
         const float mul_2 = sigmoid*tanh_value;
         out[i0] = mul_2;
     }

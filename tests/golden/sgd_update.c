@@ -26,15 +26,6 @@
 
 #define GC_LANES 16 /* partial sums of a long sum: a fixed number, whatever the vector width */
 
-/* The sum of GC_LANES partial sums, by a fixed tree. */
-static inline float gc_sum_lanes_f(const float *lanes) {
-    float tree[GC_LANES];
-    for (int k = 0; k < GC_LANES; k++) tree[k] = lanes[k];
-    for (int half = GC_LANES / 2; half > 0; half /= 2)
-        for (int k = 0; k < half; k++) tree[k] += tree[k + half];
-    return tree[0];
-}
-
 /* a * b + c, rounded once where the processor has an instruction for it. It is written out because a compiler
  * that chooses by itself where to fuse (-ffp-contract) may choose differently from build to build. */
 static inline float gc_fma_f(float a, float b, float c) {
@@ -43,6 +34,15 @@ static inline float gc_fma_f(float a, float b, float c) {
 #else
     return a * b + c;
 #endif
+}
+
+/* The sum of GC_LANES partial sums, by a fixed tree. */
+static inline float gc_sum_lanes_f(const float *lanes) {
+    float tree[GC_LANES];
+    for (int k = 0; k < GC_LANES; k++) tree[k] = lanes[k];
+    for (int half = GC_LANES / 2; half > 0; half /= 2)
+        for (int k = 0; k < half; k++) tree[k] += tree[k + half];
+    return tree[0];
 }
 
 /* Vectors by the GNU extension, which every instruction set gets in its own registers, and arrays of the same

@@ -24,6 +24,104 @@
 #define GC_SIMD
 #endif
 
+/* Loops are vectorised only where nothing is called: in a long file gcc would call rather than inline. */
+#ifdef __GNUC__
+#define GC_INLINE inline __attribute__((always_inline))
+#else
+#define GC_INLINE inline
+#endif
+
+/* a * b + c, rounded once where the processor has an instruction for it. It is written out because a compiler
+ * that chooses by itself where to fuse (-ffp-contract) may choose differently from build to build. */
+static inline float gc_fma_f(float a, float b, float c) {
+#if defined __FMA__ || defined __ARM_FEATURE_FMA || defined __FP_FAST_FMA
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+/* x - n*ln(2), with ln(2) in two parts (Cody and Waite 1980): n times the first, of 15 bits, is exact. */
+static GC_INLINE float gc_minusln2f(float x, float n) {
+    return gc_fma_f(n, -1.42860677e-6f, gc_fma_f(n, -0.693145752f, x));
+}
+
+/* The whole number nearest to x, for |x| < 2^22: a float of the size of 1.5*2^23 has no bits for fractions. */
+static GC_INLINE float gc_nearestf(float x) {
+    return (x + 0x1.8p23f) - 0x1.8p23f;
+}
+
+static GC_INLINE uint32_t gc_bitsf(float x) {
+    const union {
+        float value;
+        uint32_t bits;
+    } same = {x};
+    return same.bits;
+}
+
+static GC_INLINE float gc_frombitsf(uint32_t bits) {
+    const union {
+        uint32_t bits;
+        float value;
+    } same = {bits};
+    return same.value;
+}
+
+/* condition ? yes : no for a condition of 0 or 1, by masks: loops with it vectorise whatever yes and no compute. */
+static GC_INLINE float gc_selectf(int condition, float yes, float no) {
+    const uint32_t mask = 0u - (uint32_t)condition;
+    return gc_frombitsf((gc_bitsf(yes) & mask) | (gc_bitsf(no) & ~mask));
+}
+
+/* exp(r) - 1 for |r| <= ln(2)/2: r + r^2 times a minimax polynomial. */
+static GC_INLINE float gc_smallexpm1f(float r) {
+    float p = 0.00138706574f;
+    p = gc_fma_f(p, r, 0.00836626161f);
+    p = gc_fma_f(p, r, 0.0416674353f);
+    p = gc_fma_f(p, r, 0.166665465f);
+    p = gc_fma_f(p, r, 0.49999997f);
+    return gc_fma_f(p, r * r, r);
+}
+
+/* 2^n for whole n in -126..127: the sum's lowest bits are n + 127, which is shifted to where exponents stand. */
+static GC_INLINE float gc_twotof(float n) {
+    return gc_frombitsf(gc_bitsf(n + (0x1.8p23f + 127.0f)) << 23);
+}
+
+/* 2^n * exp(x - n*ln(2)), within 1.04 ulp. The power in two factors: 2^128 and 2^-150 are no floats, their halves
+ * are. Beyond the bounds of x the result is 0 or Inf all the same. */
+static GC_INLINE float gc_expf(float x) {
+    const float above = gc_selectf(x < -104.0f, -104.0f, x);
+    const float inside = gc_selectf(above > 89.0f, 89.0f, above);
+    const float n = gc_nearestf(1.44269504f * inside); /* x / ln(2) */
+    const float half = gc_nearestf(0.5f * n);
+    const float q = gc_smallexpm1f(gc_minusln2f(inside, n));
+    return (1.0f + q) * gc_twotof(half) * gc_twotof(n - half);
+}
+
+/* n*ln(2) + log(1 + f) for x = 2^n * (1 + f) with 1 + f in sqrt(1/2)..sqrt(2), within 0.93 ulp; log(1 + f) is
+ * f - f^2/2 + f^3 times a minimax polynomial. 0x3F3504F3 is sqrt(1/2): subtracting it makes whole exponents of the
+ * bits above the lowest 23. What is no positive number adds its own result to something finite. */
+static GC_INLINE float gc_logf(float x) {
+    const int subnormal = x < 0x1p-126f;
+    const float special = gc_selectf(x < INFINITY, gc_selectf(x > 0.0f, 0.0f, -INFINITY), x);
+    const float invalid = gc_selectf(x < 0.0f, INFINITY, 0.0f); /* -Inf + Inf is NaN */
+    const uint32_t steps = gc_bitsf(x * gc_selectf(subnormal, 0x1p23f, 1.0f)) - 0x3F3504F3u;
+    const float n = (float)((int32_t)steps >> 23) - gc_selectf(subnormal, 23.0f, 0.0f);
+    const float f = gc_frombitsf((steps & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
+    float p = -0.0763639957f;
+    p = gc_fma_f(p, f, 0.127621993f);
+    p = gc_fma_f(p, f, -0.131596133f);
+    p = gc_fma_f(p, f, 0.142015815f);
+    p = gc_fma_f(p, f, -0.166234091f);
+    p = gc_fma_f(p, f, 0.200012416f);
+    p = gc_fma_f(p, f, -0.250008196f);
+    p = gc_fma_f(p, f, 0.333333313f);
+    p = gc_fma_f(p, f, -0.5f);
+    const float small = gc_fma_f(p, f * f, 1.42860677e-6f * n); /* ln(2) in two parts: n times the first is exact */
+    return gc_fma_f(n, 0.693145752f, f + small) + special + invalid;
+}
+
 /* probabilities_max_exp_sum_log
  * max = max(logits over i1)
  * sub = logits - max
@@ -48,7 +146,7 @@ static void probabilities_max_exp_sum_log(const float *restrict logits, const in
         for (int64_t i1 = 0; i1 < 10; i1++) {
             const float logits_i_2 = logits[i0 * 10 + i1];
             const float sub = logits_i_2 - max;
-            const float exp_value = expf(sub);
+            const float exp_value = gc_expf(sub);
             const int32_t iota = i1;
             const int32_t labels_i = labels[i0];
             const uint8_t equal = (iota == labels_i);
@@ -56,13 +154,13 @@ static void probabilities_max_exp_sum_log(const float *restrict logits, const in
             sum_value += exp_value;
             sum_value_2 += where;
         }
-        const float log_value = logf(sum_value);
+        const float log_value = gc_logf(sum_value);
         const float sub_2 = log_value - sum_value_2;
         out1[i0] = sub_2;
         for (int64_t i1 = 0; i1 < 10; i1++) {
             const float logits_i_3 = logits[i0 * 10 + i1];
             const float sub_3 = logits_i_3 - max;
-            const float exp_value_2 = expf(sub_3);
+            const float exp_value_2 = gc_expf(sub_3);
             const float div = exp_value_2/sum_value;
             out[i0 * 10 + i1] = div;
         }
