@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from helpers import LARGEST, draw, make_inputs, reference, run, uses_batch, weighted_sum
@@ -52,11 +54,29 @@ def test_value(sample: Sample, dtype: str) -> None:
             np.testing.assert_array_equal(got, want)
 
 
-def gradient_graph(sample: Sample) -> tuple[list[gc.Tensor], gc.Tensor, list[gc.Tensor], list[gc.Tensor]]:
+@dataclass(frozen=True)
+class Derivatives:
+    """A sample's weighted sum with its gradient, and a weighted sum of that with its gradient again."""
+
+    inputs: list[gc.Tensor]
+    wrt: list[gc.Tensor]
+    loss: gc.Tensor
+    grads: list[gc.Tensor]
+    penalty: gc.Tensor
+    second: list[gc.Tensor]
+
+    def outputs(self) -> dict[str, gc.Tensor]:
+        """Both gradients, in one module: compiling it once serves two tests."""
+        return {f"{n}{k}": g for n, of in (("g", self.grads), ("h", self.second)) for k, g in enumerate(of)}
+
+
+def derivatives(sample: Sample) -> Derivatives:
     inputs = make_inputs(sample.types)
     loss = weighted_sum(sample.build(*inputs))
     wrt = [i for i in inputs if i.type.is_float]
-    return inputs, loss, wrt, gc.grad(loss, wrt)
+    grads = gc.grad(loss, wrt)
+    penalty = sum((weighted_sum(g) for g in grads[1:]), weighted_sum(grads[0]))
+    return Derivatives(inputs, wrt, loss, grads, penalty, gc.grad(penalty, wrt))
 
 
 def central_differences(
@@ -81,12 +101,12 @@ def central_differences(
 @pytest.mark.parametrize("sample", SMOOTH)
 def test_gradient(sample: Sample) -> None:
     """Compiled gradients in f64 agree with central differences to 1e-6 of the largest entry."""
-    inputs, loss, wrt, grads = gradient_graph(sample)
+    d = derivatives(sample)
     batch = 2 if uses_batch(sample.types) else 1
     values = draw(sample, batch, seed=3)
-    got = run({f"g{k}": g for k, g in enumerate(grads)}, inputs, values, "float64")
-    for k, tensor in enumerate(wrt):
-        want = central_differences(loss, inputs, values, inputs.index(tensor), batch)
+    got = run(d.outputs(), d.inputs, values, "float64")
+    for k, tensor in enumerate(d.wrt):
+        want = central_differences(d.loss, d.inputs, values, d.inputs.index(tensor), batch)
         scale = max(1e-3, float(np.abs(want).max(initial=0)))
         np.testing.assert_allclose(got[f"g{k}"], want, atol=1e-6 * scale, rtol=1e-6)
 
@@ -94,13 +114,11 @@ def test_gradient(sample: Sample) -> None:
 @pytest.mark.parametrize("sample", SMOOTH)
 def test_second_derivative(sample: Sample) -> None:
     """The gradient of a weighted gradient agrees with central differences of the interpreted gradient."""
-    inputs, _, wrt, grads = gradient_graph(sample)
+    d = derivatives(sample)
     batch = 1
     values = draw(sample, batch, seed=4)
-    penalty = sum((weighted_sum(g) for g in grads[1:]), weighted_sum(grads[0]))
-    second = gc.grad(penalty, wrt)
-    got = run({f"g{k}": g for k, g in enumerate(second)}, inputs, values, "float64")
-    for k, tensor in enumerate(wrt):
-        want = central_differences(penalty, inputs, values, inputs.index(tensor), batch)
+    got = run(d.outputs(), d.inputs, values, "float64")
+    for k, tensor in enumerate(d.wrt):
+        want = central_differences(d.penalty, d.inputs, values, d.inputs.index(tensor), batch)
         scale = max(1e-3, float(np.abs(want).max(initial=0)))
-        np.testing.assert_allclose(got[f"g{k}"], want, atol=1e-5 * scale, rtol=1e-5)
+        np.testing.assert_allclose(got[f"h{k}"], want, atol=1e-5 * scale, rtol=1e-5)
