@@ -24,7 +24,7 @@ from graphc.initialisers import Initialiser, stream
 from graphc.isa import isa_named, isa_of
 from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
-from graphc.pipeline import Compiled, Dump, Request, compile_program, initialisers_of
+from graphc.pipeline import FORK_US, Compiled, Dump, Request, compile_program, initialisers_of
 from graphc.program.ir import Argument, Program
 from graphc.types import Size, check_dtype, coefficients_of
 from graphc_runtime.module import Module as RuntimeModule
@@ -75,6 +75,7 @@ def compile(
     nan_guard: bool = False,
     isa: str | None = None,
     winograd: bool = True,
+    fork_us: float = FORK_US,
     build: BuildOptions | None = None,
     dump_dir: str | Path | None = None,
 ) -> Module:
@@ -84,6 +85,7 @@ def compile(
     ``metrics`` are further scalars that a step reports. ``batch`` is the largest batch. ``isa`` names the
     instruction set that the code is laid out for (``graphc.isa``), by default that of the build's flags;
     ``winograd=False`` forbids convolutions that round more than the direct sum (``graphc.ops.winograd``).
+    ``fork_us`` is what waking threads costs, in microseconds: a kernel with less work runs on one thread.
     ``dump_dir`` receives every intermediate result as text.
 
     Raises:
@@ -94,6 +96,7 @@ def compile(
         _request(outputs, loss, optimizer, metrics or {}, batch, target, dtype, name, seed),
         isa=isa_named(isa or isa_of(target_macros(options))),
         winograd=bool(winograd),
+        fork_us=_checked_fork(fork_us),
     )
     if dump_dir is not None:
         artifact = _make_artifact(request, nan_guard, _dumper(Path(dump_dir)))
@@ -103,6 +106,12 @@ def compile(
         artifact = cached_artifact(cache, key, lambda: _make_artifact(request, nan_guard))
     library = build_extension(request.name, artifact.sources, artifact.cdef, options)
     return Module(request, artifact, library, seed)
+
+
+def _checked_fork(value: float) -> float:
+    if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise RangeError(f"fork_us must be a finite number of microseconds of at least 0, got {value!r}")
+    return float(value)
 
 
 def _make_artifact(request: Request, nan_guard: bool, dump: Dump | None = None) -> Artifact:

@@ -42,6 +42,10 @@ _ALIGN = 64  # every parameter starts at a multiple of this many bytes
 Dump = Callable[[str, Callable[[], str]], None]
 
 
+FORK_US = 4.0
+"""Microseconds after which waking threads for a kernel pays: about twice what a fork and join takes."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What the user asked to be compiled."""
@@ -56,6 +60,7 @@ class Request:
     gradients: bool = True
     isa: Isa = AVX512
     winograd: bool = True
+    fork_us: float = FORK_US
     apart: bool = False  # one kernel for every node: nan_guard must be able to name it
 
 
@@ -461,7 +466,7 @@ class _Builder:
         if optimizer is not None:
             update = UpdateSpec(optimizer.rule_for(layout.ranges[0]).slots, layout.ranges)
         program = Program(
-            request.name, request.dtype, request.batch, request.isa, tuple(self.entries),
+            request.name, request.dtype, request.batch, request.isa, 1e3 * request.fork_us, tuple(self.entries),
             layout.slots(layout.params), layout.slots(layout.states), self.folded_size,
             layout.params_size, layout.trainable_size, layout.states_size,
             max((p.arena_bytes for p in self.plans.values()), default=0), offsets, update,

@@ -76,7 +76,7 @@ def emission(
     guarded_arena: bool = False,
 ) -> Emission:
     """Return what graphc.compile would build, without building it."""
-    request = Request(name, outputs, loss, metrics or {}, optimizer, batch, check_dtype(dtype))
+    request = Request(name, outputs, loss, metrics or {}, optimizer, batch, check_dtype(dtype), fork_us=0.0)
     program = compile_program(request).program
     if guarded_arena:
         program = spread(program)

@@ -15,7 +15,6 @@ import subprocess
 import pytest
 from emitted import driver, lenet_module, sample_modules
 
-import graphc.emit.c
 from graphc.build import BuildOptions, build_program
 from graphc.types import DType
 
@@ -31,20 +30,14 @@ def hashes(dtype: DType, threads: tuple[int, ...], **options: object) -> str:
     return result.stdout
 
 
-@pytest.fixture
-def parallel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every kernel parallel that can be, however small."""
-    monkeypatch.setattr(graphc.emit.c, "PARALLEL_WORK", 0)
-
-
-def test_threads_and_openmp_do_not_matter(parallel: None) -> None:
+def test_threads_and_openmp_do_not_matter() -> None:
     """1, 2 and 4 threads among themselves, and OpenMP against the serial build."""
     assert hashes("float32", (1, 2, 4), openmp=True) == hashes("float32", (1,), openmp=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_compilers_and_optimisation_do_not_matter(parallel: None, dtype: DType) -> None:
+def test_compilers_and_optimisation_do_not_matter(dtype: DType) -> None:
     """Every optimised build against the serial one by gcc -O1, for one instruction set."""
     want = hashes(dtype, (1,), compiler="gcc", optimisation=("-O1", "-march=native"), openmp=False)
     for compiler in filter(shutil.which, ("gcc", "clang")):

@@ -15,6 +15,7 @@ from emitted import COMPILERS, STRICT, Emission, compile_objects, emission, lene
 import graphc as gc
 from graphc.emit.comments import comment_text
 from graphc.emit.text import indent, signature
+from graphc.lower.names import _ANCHOR_WORDS, _FORM, _LOOP_WORDS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,6 +52,22 @@ def test_same_text_from_every_process() -> None:
     assert len(set(texts)) == 1
     assert str(ROOT) not in texts[0]
     assert not re.search(r"\b20\d\d-\d\d|\d\d:\d\d:\d\d", texts[0])
+
+
+def test_variables_of_anchored_kernels_are_reserved() -> None:
+    """An operand or value that the user has called like a variable of a template gets another name."""
+    folder = ROOT / "codegen_templates/graphc_templates/c"
+    outside = {"entries", "kernel", "kernels.h", "loops", "module", "module.h", "prelude", "unit", "update"}
+    declared = re.compile(r"(?:\bint\d*(?:_t)?|\{\{ [TV] \}\}) (?:\*const |\*)?([a-z]\w*)(?= *[=;\[,])")
+    found = {
+        name
+        for path in folder.glob("*.j2")
+        if path.name.split(".c.")[0].removesuffix(".j2") not in outside
+        for name in declared.findall(path.read_text())
+    }
+    assert {"sum", "tile", "acc", "share", "i_begin"} <= found
+    reserved = _ANCHOR_WORDS | _LOOP_WORDS | {"pool_index", "pool_max"}
+    assert {name for name in found if name not in reserved and not _FORM.fullmatch(name)} == set()
 
 
 def test_no_allocation_and_nothing_public_but_the_interface() -> None:

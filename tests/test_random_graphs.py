@@ -96,7 +96,10 @@ def check_compiled(graphs: Sequence[RandomGraph], threads: int, dump_dir: Path |
         losses.append(loss)
     total = sum(losses[1:], losses[0])
     # Without a dump folder, the result would come from the cache, whatever the thresholds are now.
-    module = gc.compile(outputs, loss=total, batch=LARGEST, dtype="float64", build=_QUICK, dump_dir=dump_dir)
+    module = gc.compile(
+        outputs, loss=total, batch=LARGEST, dtype="float64", build=_QUICK, dump_dir=dump_dir,
+        fork_us=4.0 if threads == 1 else 0.0,
+    )  # fmt: skip
     module.threads = threads
     plain = specialise(outputs, training=False).outputs
     for batch in BATCHES:
@@ -128,7 +131,6 @@ def test_generated_code_agrees_where_thresholds_are_low(tapes: list[list[int]]) 
         patch.setattr(recompute, "_WORTH", 1)
         patch.setattr(recompute, "_CHEAP", 30)
         patch.setattr(fuse, "_SMALL_DOMAIN", 1)
-        patch.setattr("graphc.emit.c.PARALLEL_WORK", 0)
         with TemporaryDirectory() as folder:
             check_compiled([grow(tape, f"g{k}_") for k, tape in enumerate(tapes)], 2, Path(folder))
 

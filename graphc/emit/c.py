@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -15,9 +15,9 @@ from graphc.emit.kernels import anchor_context, loop_context, pack_context
 from graphc.emit.movers import helper_call, helper_of
 from graphc.emit.naming import kernel_name
 from graphc.emit.prelude import helpers_for
-from graphc.emit.text import C_TYPE, SUFFIX, indent, minus, signature, times
+from graphc.emit.text import C_TYPE, SUFFIX, indent, minus, signature, statement, times
+from graphc.emit.threads import parallel_from, threads_text
 from graphc.emit.update import update_context
-from graphc.lower.loops import PARALLEL_WORK
 from graphc.lower.names import c_name, words
 from graphc.optim import Optimizer
 from graphc.program.ir import Buffer, Call, Entry, Kernel, Program, Space
@@ -66,13 +66,20 @@ def _environment() -> Environment:
         keep_trailing_newline=False,
         autoescape=False,  # the output is C
     )
-    environment.globals.update(times=times, minus=minus)
+    environment.globals.update(times=times, minus=minus, call=statement)
     return environment
 
 
 def _render(template: str, **context: object) -> str:
     file = template if "." in template else f"{template}.c.j2"
     return _environment().get_template(file).render(**context)
+
+
+def _pragma(wanted: bool, loops: int) -> str:
+    """Return the line before so many nested loops that divides their work over threads, where that is wanted."""
+    if not wanted:
+        return ""
+    return f"GC_PARALLEL_FOR{f'_{loops}' if loops > 1 else ''}(threads)\n"
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ class _Emitter:
         update = ""
         if self.program.update:
             assert self.optimizer is not None
-            update = _render("update", **update_context(self.program, self.optimizer))
+            update = _render("update", parallel=_pragma, **update_context(self.program, self.optimizer))
         common = self._common(entries_text)
         body = indent(_render("entries", update=update, **common))
         kernels = [f.text for f in self.functions.values()]
@@ -181,13 +188,17 @@ class _Emitter:
             sources[f"{name}_kernels_{number}.c"] = text
         return sources
 
+    def _parallel_from(self, kernel: Kernel) -> int | None:
+        return parallel_from(kernel, self.program.batch, self.program.fork_ns)
+
     def _function(self, kernel: Kernel, users: Sequence[Call], entries: Sequence[str]) -> _Function:
+        parallel = partial(_pragma, self._parallel_from(kernel) is not None)
         if kernel.template == "loops":
-            body = _render("loops", k=loop_context(kernel, self.program.batch, PARALLEL_WORK))
+            body = _render("loops", parallel=parallel, k=loop_context(kernel, self.program.batch))
         elif kernel.template == "pack":
-            body = _render("pack", **pack_context(kernel))
+            body = _render("pack", parallel=parallel, **pack_context(kernel))
         else:
-            body = _render(kernel.template, **anchor_context(kernel, self.program.batch))
+            body = _render(kernel.template, parallel=parallel, **anchor_context(kernel, self.program.batch))
         name = self.names.fresh(kernel_name(kernel, users[0]))
         linkage = "GC_KERNEL" if self.split else "static"
         if self.split:  # visible to the linker, hence told apart from those of other modules
@@ -302,11 +313,11 @@ class _Emitter:
     def _call(self, call: Call, number: int, local: _Locals) -> dict[str, object]:
         arguments = [local.name(b) for b in call.buffers]
         if helper_of(call.kernel):
-            text = helper_call(call, *arguments)
+            text = helper_call(call, threads_text(self._parallel_from(call.kernel)), *arguments)
         else:
             function = self.functions[call.kernel]
             arguments += ["N"] if function.uses_n else []
-            arguments += ["threads"] if function.uses_threads else []
+            arguments += [threads_text(self._parallel_from(call.kernel))] if function.uses_threads else []
             arguments += ["&random"] if function.uses_random else []
             text = signature(function.name, arguments) + ";"
         guards = []

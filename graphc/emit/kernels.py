@@ -18,6 +18,7 @@ from graphc.types import DType, Extent, Size, at, contiguous_strides, product
 LANES = 16
 # A tile row of a direct convolution lives on the stack of its thread.
 _BLOCKS = (4, 2, 1)
+_WINDOWS = 128
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,6 @@ class LoopText:
     reduced: list[Axis]
     before: list[str]
     sweeps: list[SweepText]
-    parallel: bool
     collapse: bool
     lanes: bool
     lanes_exact: bool
@@ -96,7 +96,7 @@ def _highest(dtype: DType) -> str:
     return {"int32": "INT32_MAX", "int64": "INT64_MAX", "uint8": "UINT8_MAX"}.get(dtype, "INFINITY")
 
 
-def loop_context(kernel: Kernel, batch: int, parallel_work: int) -> LoopText:
+def loop_context(kernel: Kernel, batch: int) -> LoopText:
     """Return the context of the loop template."""
     spec: LoopSpec = kernel.spec
     variables = [f"i{a}" for a in range(len(spec.extents))]
@@ -116,8 +116,6 @@ def loop_context(kernel: Kernel, batch: int, parallel_work: int) -> LoopText:
     inner = spec.extents[-1] if spec.extents else 1
     lanes = bool(reduced) and not columns and (isinstance(inner, Extent) or inner >= 2 * LANES)
     kept_extents = [e for e, r in zip(spec.extents, spec.reduced, strict=True) if not r]
-    work = at(kernel.flops, batch) + at(kernel.bytes, batch) // 4
-    parallel = bool(kept) and work >= parallel_work
     outer = at(kept_extents[0], batch) if kept_extents else 1
     may_collapse = len(kept) >= 3 if not reduced else len(kept) - columns >= 2
     return LoopText(
@@ -126,8 +124,7 @@ def loop_context(kernel: Kernel, batch: int, parallel_work: int) -> LoopText:
         reduced=reduced,
         before=[body.statement(s) for s in spec.before],
         sweeps=[_sweep(s, body, columns, variables) for s in spec.sweeps],
-        parallel=parallel,
-        collapse=parallel and may_collapse and outer < 64,
+        collapse=may_collapse and outer < 64,
         lanes=lanes,
         lanes_exact=isinstance(inner, int) and inner % LANES == 0,
         vector=kept[-1] if columns else None,
@@ -271,7 +268,9 @@ def _pool_facts(spec: Any) -> dict[str, Any]:
             g.padding, g.out, g.stride, g.kernel, g.dilation, (spec.h, spec.w), strict=True
         )
     ]
+    bands = [b for b in range(1, g.out[0] + 1) if g.out[0] % b == 0 and b * g.out[1] <= _WINDOWS]
     return {
+        "band": max(bands, default=1),  # rows of windows whose cotangents are spread at a time
         "leaves_h": leaves[0],
         "leaves_w": leaves[1],
         "ragged": g.out[0] * g.kernel[0] != spec.h or g.out[1] * g.kernel[1] != spec.w,

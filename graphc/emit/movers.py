@@ -23,8 +23,8 @@ def helper_of(kernel: Kernel) -> str:
     return ""
 
 
-def helper_call(call: Call, *arguments: str) -> str:
-    """Return the statement that calls the helper for a kernel."""
+def helper_call(call: Call, threads: str, *arguments: str) -> str:
+    """Return the statement that calls the helper for a kernel, on so many threads."""
     spec, helper = call.kernel.spec, helper_of(call.kernel)
     size = call.buffers[-1].size
     count = size if isinstance(size, int) else f"(size_t)({size})"
@@ -34,14 +34,14 @@ def helper_call(call: Call, *arguments: str) -> str:
     if helper == "memcpy":
         return f"memcpy({target}, {source}, sizeof *{target} * {count});"
     if call.kernel.template == "loops":
-        return _strided_copy(call.kernel, source, target)
+        return _strided_copy(call.kernel, source, target, threads)
     start = f"{source} + {spec.offset}" if spec.offset else source
     if call.kernel.template == "winograd_weight":
         numbers = [spec.o, spec.c, *spec.strides]
     else:
         extents, strides = [1, 1, *spec.extents][-2:], [0, 0, *spec.strides][-2:]
         numbers = [spec.channels, spec.channel_stride, extents[0], strides[0], extents[1], strides[1]]
-    return signature(helper, [target, start, *map(str, numbers), "threads"]) + ";"
+    return signature(helper, [target, start, *map(str, numbers), threads]) + ";"
 
 
 def _copied(kernel: Kernel) -> tuple[Access, Access] | None:
@@ -68,7 +68,7 @@ def _is_plain_copy(kernel: Kernel) -> bool:
     return in_order and len(sizes) == 1
 
 
-def _strided_copy(kernel: Kernel, source: str, target: str) -> str:
+def _strided_copy(kernel: Kernel, source: str, target: str, threads: str) -> str:
     accesses = _copied(kernel)
     assert accesses is not None
     rows, columns = [1, 1, *kernel.spec.extents][-2:]
@@ -78,4 +78,4 @@ def _strided_copy(kernel: Kernel, source: str, target: str) -> str:
         for name, a in zip((source, target), accesses, strict=True)
     )
     numbers = map(str, (rows, to_row, from_row, columns, to_step, from_step))
-    return signature(helper_of(kernel), [end, start, *numbers, "threads"]) + ";"
+    return signature(helper_of(kernel), [end, start, *numbers, threads]) + ";"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 from graphc.emit.text import extent
-from graphc.ops.packed import TAPS, Border, PackedConvSpec, tap_channels
+from graphc.ops.packed import Border, PackedConvSpec, PackedMatMulSpec, tap_channels, tap_rows
 from graphc.program.ir import Kernel
 
 _TILE_BYTES = 2**16  # of a padded image: half of what a core's second cache holds, on small machines
@@ -15,6 +16,9 @@ _WEIGHT_BYTES = 2**18
 _MANY_CHANNELS = 32
 _SUM_BYTES = 2**15  # of partial sums of the weights' gradient, on a thread's stack
 _PACKED_BYTES = 2**15  # of the cotangent
+_FILLING = 8  # multiply-adds for each cycle of filling a tile
+_ROW_CYCLES = 10  # to begin copying a row
+_MANY_ZEROS = 1 / 8  # of all multiply-adds, to be worth skipping
 _TASKS = 16  # at the least, where there is as much work, so that one slow core does not delay all
 
 
@@ -24,13 +28,29 @@ def packed_facts(kernel: Kernel) -> dict[str, Any]:
         return _convolution_tile(kernel)
     if kernel.template == "packed_conv2d_backward_weight":
         return _tap_tile(kernel.spec)
-    spec = kernel.spec
-    fixed = isinstance(spec.rows, int)
-    tile = min(spec.sums, spec.rows) if fixed else spec.sums
+    return _product_tile(kernel.spec)
+
+
+def _product_tile(spec: PackedMatMulSpec) -> dict[str, Any]:
+    """Divide the rows into tiles; those that are left meet several vectors of columns at once."""
+    blocks, rows, tile = -(-spec.columns // spec.lanes), spec.rows, spec.sums
+    beside = max(k for k in range(1, spec.sums + 1) if blocks % k == 0)
+    if isinstance(rows, int):
+        tile = min(tile, max(rows, 1))
+        whole = tile >= beside
+        left, start = rows % tile != 0 or not whole, str(rows // tile * tile if whole else 0)
+    else:
+        whole, left, start = True, True, f"{extent(rows)} / {tile} * {tile}"
     return {
         "tile": tile,
-        "rest": not fixed or spec.rows % tile != 0,
-        "blocks": -(-spec.columns // spec.lanes),
+        "whole": whole,
+        "rest": left,
+        "rest_from": start,
+        "beside": beside,
+        "panels": [str(spec.depth * q) if q else "" for q in range(beside)],
+        "varies": not isinstance(rows, int),
+        "groups": blocks // beside,
+        "blocks": blocks,
         "rows_factor": extent(spec.rows),
         "depth_factor": extent(spec.depth),
     }
@@ -54,9 +74,23 @@ def _convolution_tile(kernel: Kernel) -> dict[str, Any]:
         "blocks": blocks,
         "strip": 0,
         "padded": None,
+        "skips": _skips(spec, rows),
         "bands": 1,
         **_image_tile(spec, rows, used, blocks, tile),
     }
+
+
+def _skips(spec: PackedConvSpec, rows: int) -> SimpleNamespace | None:
+    """Return where kernel rows begin and end to meet the image; None where few meet the zeros around it.
+
+    Kernel row i meets row top + i - ``above`` of the image, for i from ``above`` - top up to ``below`` - top.
+    """
+    (above, below), _ = spec.border.padding
+    plain = rows == 1 and spec.stride[0] == spec.dilation[0] == spec.border.spread[0] == 1
+    zeros = above * (above + 1) / 2 + below * (below + 1) / 2  # kernel rows in all rows of the output
+    if not plain or min(above, below) < 0 or zeros < _MANY_ZEROS * spec.oh * spec.kh:
+        return None
+    return SimpleNamespace(above=above, below=spec.h + above)
 
 
 def _image_tile(spec: PackedConvSpec, rows: int, used: int, blocks: int, tile: int) -> dict[str, Any]:
@@ -82,18 +116,20 @@ def _strip(spec: PackedConvSpec, blocks: int, tile: int) -> dict[str, Any]:
         "strip": strip,
         "tiles": strip // tile,
         "rest": 0,
-        **_groups(spec, blocks, spec.ow // strip),
+        **_groups(spec, blocks, spec.ow // strip, spec.c * strip / tile * 2, strip),
     }
 
 
-def _groups(spec: PackedConvSpec, blocks: int, parts: int) -> dict[str, int]:
-    """Choose the blocks of channels that one task computes.
+def _groups(spec: PackedConvSpec, blocks: int, parts: int, filling: float, pixels: int) -> dict[str, int]:
+    """Choose the blocks of channels that one task computes for a tile of ``pixels`` of the output.
 
-    As many as have weights that a core's cache holds, but so few that there are enough tasks for several
-    threads at a batch of one.
+    As many as have weights that a core's cache holds, and more where the cycles for ``filling`` the tile are
+    many beside the multiply-adds; but so few that there are enough tasks for several threads at a batch of one.
     """
-    weights = spec.c * spec.kh * spec.kw * spec.lanes * spec.itemsize
-    together = max(1, min(_WEIGHT_BYTES // weights, blocks * parts // _TASKS, blocks))
+    taps = spec.c * spec.kh * spec.kw
+    held = _WEIGHT_BYTES // (taps * spec.lanes * spec.itemsize)
+    worth = math.ceil(_FILLING * filling / (taps * pixels))
+    together = max(1, min(max(held, worth), blocks * parts // _TASKS, blocks))
     even = [t for t in range(together, together // 2, -1) if blocks % t == 0]
     together = even[0] if even else -(-blocks // -(-blocks // together))
     return {"together": together, "groups": -(-blocks // together)}
@@ -134,7 +170,13 @@ def _padded_tile(spec: PackedConvSpec, rows: int, used: int, blocks: int) -> dic
     bands = -(-used // band)
     height, width = spec.tile_extents(band)
     padded = border_facts(spec.border, spec.h, spec.w, height, width)
-    return {"padded": padded, "band": band, "bands": bands, **_groups(spec, blocks, bands)}
+    filling = spec.c * height * (_ROW_CYCLES + width / 4)
+    return {
+        "padded": padded,
+        "band": band,
+        "bands": bands,
+        **_groups(spec, blocks, bands, filling, band * spec.ow),
+    }
 
 
 def border_facts(border: Border, h: int, w: int, height: int, width: int) -> SimpleNamespace:
@@ -156,18 +198,16 @@ def _tap_tile(spec: PackedConvSpec) -> dict[str, Any]:
     The taps are rows of one kernel, or small kernels of several channels. A task sums the taps of some
     groups of channels: the more groups, the more often it uses the cotangent that it has packed.
     """
-    area, channels = spec.kh * spec.kw, tap_channels(spec)
-    if 2 * area <= TAPS:
-        rows = spec.kh
-    else:
-        rows = max([1, *(r for r in range(1, spec.kh + 1) if spec.kh % r == 0 and r * spec.kw <= TAPS)])
+    channels = tap_channels(spec)
+    rows = tap_rows(spec)
     groups = spec.c // channels * (spec.kh // rows)
     taps = channels * rows * spec.kw
     blocks = -(-spec.o // spec.lanes)
     fitting = max(1, _SUM_BYTES // (taps * spec.lanes * spec.itemsize))
-    together = max(1, min(groups, fitting, max(groups // 4, groups * blocks // _TASKS)))
-    while groups % together:
-        together -= 1
+    wanted = min(groups, fitting, max(groups // 4, groups * blocks // _TASKS))
+    together = min(
+        (t for t in range(1, fitting + 1) if groups % t == 0), key=lambda t: (t < wanted, abs(t - wanted))
+    )
     band = max(1, min(spec.oh, _PACKED_BYTES // (spec.ow * spec.lanes * spec.itemsize)))
     height, width = spec.tile_extents(band)
     h, w = (height, width) if spec.border else (spec.h, spec.w)

@@ -110,6 +110,11 @@ def signature(head: str, parameters: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def statement(function: str, *arguments: object) -> str:
+    """Return a call as a statement, on as many lines as it needs."""
+    return signature(function, list(map(str, arguments))) + ";"
+
+
 def indent(text: str) -> str:
     """Return C text indented by its braces and parentheses, without empty lines at the start of blocks.
 

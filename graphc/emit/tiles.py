@@ -139,13 +139,16 @@ static inline void gc_copy_{S}(
 """
 
 _STRIP = """\
-/* Copies `count` pixels of every channel, `tile` pixels of all channels after the other. */
+/* Copies `count` pixels of every channel, `tile` pixels of all channels after the other. A tile has at most 8: so
+ * many are copied, which is one instruction, and what is too much is overwritten by the next channel. */
 static inline void gc_strip_{S}(
     {T} *to, int64_t channels, int64_t count, int64_t tile, const {T} *from, int64_t plane)
 {{
-    for (int64_t c = 0; c < channels; c++)
-        for (int64_t left = 0; left < count; left += tile)
-            memcpy(to + left * channels + c * tile, from + c * plane + left, (size_t)tile * sizeof *to);
+    for (int64_t left = 0; left < count; left += tile) {{
+        {T} *const first = to + left * channels;
+        for (int64_t c = 0; c < channels - 1; c++) memcpy(first + c * tile, from + c * plane + left, 8 * sizeof *to);
+        memcpy(first + (channels - 1) * tile, from + (channels - 1) * plane + left, (size_t)tile * sizeof *to);
+    }}
 }}
 """
 
@@ -277,7 +280,10 @@ def _tile_macro(kind: str, count: int) -> str:
     gcc keeps arrays of vectors in memory, or spills them.
     """
     head, body = _TILES[kind]
-    lines = [head.format(count=count), *(body.format(k=k) + ";" * (k < count - 1) for k in range(count))]
+    lines = [
+        head.format(count=count).replace(" 1 vectors", " 1 vector"),
+        *(body.format(k=k) + ";" * (k < count - 1) for k in range(count)),
+    ]
     comment, define = lines[0].split("\n")
     return "\n".join([comment, " \\\n    ".join([define, *lines[1:]])]) + "\n"
 

@@ -9,14 +9,15 @@ import sympy as sp
 from graphc import scalar
 from graphc.emit.comments import comment_text, shortened
 from graphc.emit.text import C_TYPE
+from graphc.emit.threads import nanoseconds
 from graphc.optim import Optimizer
 from graphc.program.ir import Program, UpdateRange
-from graphc.types import DType
+from graphc.types import ITEMSIZE, DType
 
 
 def update_context(program: Program, optimizer: Optimizer) -> dict[str, object]:
     """Return what the template of the update needs."""
-    ranges = [_range(r, optimizer, program.dtype) for r in program.update.ranges]
+    ranges = [_range(r, optimizer, program) for r in program.update.ranges]
     slots = [{"name": s, "offset": k * program.trainable_size} for k, s in enumerate(program.update.slots)]
     rule = optimizer.rule_for(program.update.ranges[0])
     formulas = [f"{target} <- {scalar.describe(expr)}" for target, expr in (*rule.scalars, *rule.updates)]
@@ -31,8 +32,8 @@ def update_context(program: Program, optimizer: Optimizer) -> dict[str, object]:
     }
 
 
-def _range(update: UpdateRange, optimizer: Optimizer, dtype: DType) -> dict[str, object]:
-    rule = optimizer.rule_for(update)
+def _range(update: UpdateRange, optimizer: Optimizer, program: Program) -> dict[str, object]:
+    rule, dtype = optimizer.rule_for(update), program.dtype
     real = C_TYPE[dtype]
     names = {sp.Symbol("w", real=True): "weights[k]", sp.Symbol("g", real=True): "grads[k]"}
     names |= {sp.Symbol(s, real=True): f"{s}[k]" for s in rule.slots}
@@ -45,6 +46,7 @@ def _range(update: UpdateRange, optimizer: Optimizer, dtype: DType) -> dict[str,
         text = _text(expr, {sp.Symbol("lr", positive=True): "lr"}, "float64")
         scalars.append(f"const {real} {name} = ({real})({text});")
     return {
+        "parallel": nanoseconds(0, _moved(update, len(rule.slots), dtype), 1) >= program.fork_ns,
         "begin": update.begin,
         "end": update.end,
         "scalars": scalars,
@@ -53,6 +55,11 @@ def _range(update: UpdateRange, optimizer: Optimizer, dtype: DType) -> dict[str,
         "uses_t": any(re.search(r"\bt\b", line) for line in scalars),
         "comment": comment_text(shortened(update.names, 8)),
     }
+
+
+def _moved(update: UpdateRange, slots: int, dtype: DType) -> int:
+    """Return the bytes that an update reads and writes: weights and slots both ways, gradients one."""
+    return (update.end - update.begin) * (3 + 2 * slots) * ITEMSIZE[dtype]
 
 
 def _text(expr: sp.Expr, names: dict[sp.Symbol, str], dtype: DType) -> str:

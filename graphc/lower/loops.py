@@ -28,9 +28,6 @@ from graphc.program.ir import (
 )
 from graphc.types import ITEMSIZE, DType, Shape, Size, contiguous_strides, product
 
-# Kernels with less work than this run on the calling thread: a fork and join costs about a microsecond.
-PARALLEL_WORK = 32768
-
 
 class _Sweeps:
     """The lists of statements under construction: ``kept[s]`` follows sweep s - 1."""

@@ -43,7 +43,9 @@ _LOOP_WORDS = {m + kind for m in _MATHS for kind in ("", "f", "l")} | words(
 _ANCHOR_WORDS = words(
     "sum acc row first tile top left rows columns group image base end from to shift reach partial n c o y x "
     "h w i j k b p q r s d a v g value best tap inside at weights grads count live panel pixel cotangent "
-    "factor index channel vector taps"
+    "factor index channel vector taps a_lead above b_lead begin below c0 groups i_begin images line most "
+    "other packed part pixels points product result rows_begin share strip sums t wanted window windows wins "
+    "plane band"
 )
 _FORM = re.compile(r"(i|base_|pool_)\d*|s(\d+_)?\d+|[ijpq]_(shift|end|reach)|.*_(lanes|best|memory|context)")
 

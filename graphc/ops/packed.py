@@ -141,6 +141,7 @@ class PackedConvSpec:
     sums: int
     border: Border
     itemsize: int
+    shares: int = 1
 
     def tile_extents(self, rows: int) -> Pair:
         """Return the rows and columns of the bordered image that ``rows`` rows of the output read."""
@@ -155,13 +156,15 @@ class PackedConvSpec:
         return (channels or self.c) * height * width * self.itemsize
 
 
-TAPS = 12  # of the weights' gradient, summed side by side: whole rows of a kernel, up to 11 taps
-
-
 def tap_channels(spec: PackedConvSpec) -> int:
     """Return how many channels of small kernels the weights' gradient sums side by side."""
-    area = spec.kh * spec.kw
-    return max(t for t in range(1, max(1, TAPS // area) + 1) if spec.c % t == 0) if 2 * area <= TAPS else 1
+    return max(t for t in range(1, max(1, spec.sums // (spec.kh * spec.kw)) + 1) if spec.c % t == 0)
+
+
+def tap_rows(spec: PackedConvSpec) -> int:
+    """Return how many rows of a kernel the weights' gradient sums side by side."""
+    divisors = [r for r in range(1, spec.kh + 1) if spec.kh % r == 0]
+    return max([1, *(r for r in divisors if r * spec.kw <= spec.sums)])
 
 
 def _fixed(*sizes: Size) -> tuple[int, ...]:
@@ -260,7 +263,9 @@ class PackedConv2dBackwardWeight(Packed):
     stride: Pair
     dilation: Pair
     lanes: int
+    sums: int  # vectors of sums that fit into registers
     border: Border = Border()
+    shares: int = 1  # of the batch, each summed by itself where there are few sums for several threads
 
     @property
     def attributes(self) -> str:
@@ -300,9 +305,13 @@ class PackedConv2dBackwardWeight(Packed):
         c, h, w = _fixed(*image)
         o, oh, ow = _fixed(*types[1].shape[1:])
         return PackedConvSpec(
-            n, c, h, w, o, *self.kernel, oh, ow, self.stride, self.dilation, self.lanes, TAPS,
-            self.border, ITEMSIZE[out.dtype],
+            n, c, h, w, o, *self.kernel, oh, ow, self.stride, self.dilation, self.lanes, self.sums,
+            self.border, ITEMSIZE[out.dtype], self.shares,
         )  # fmt: skip
+
+    def workspace(self, out: TensorType, *types: TensorType) -> Shape:
+        """Return the shape of the sums of the shares."""
+        return (self.shares, *out.shape) if self.shares > 1 else ()
 
     def flops(self, out: TensorType, *types: TensorType) -> Size:
         """Return two operations a tap and cotangent element."""

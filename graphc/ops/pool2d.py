@@ -138,6 +138,7 @@ _GEOMETRIES = [
     pool_geometry(_IMAGE, (2, 2), (2, 2), (0, 0), (1, 1), False),
     pool_geometry(_IMAGE, (3, 3), (2, 2), (1, 1), (1, 1), True),
     pool_geometry(_IMAGE, (3, 2), (1, 3), (1, 0), (2, 1), False),
+    pool_geometry(_IMAGE, (3, 3), (3, 3), (0, 0), (1, 1), True),  # side by side, the last ones half outside
 ]
 
 

@@ -30,9 +30,10 @@ from graphc.ops.packed import (
     PackedConv2dBackwardWeight,
     PackedMatMul,
     tap_channels,
+    tap_rows,
 )
 from graphc.ops.winograd import POINTS, TILE, WinogradConv2d, WinogradWeight
-from graphc.types import ITEMSIZE, TensorType, at, static_shape
+from graphc.types import ITEMSIZE, Shape, TensorType, at, static_shape
 
 # A kernel's tile of a padded image lives on its thread's stack.
 _TILE_BYTES = 2**18
@@ -40,6 +41,7 @@ _TILE_BYTES = 2**18
 _WINOGRAD_CHANNELS = 32
 _WINOGRAD_TILES = 16
 _WORKSPACE_BYTES = 2**22  # of transformed tiles: a share of the cache that all cores have in common
+_SHARES = 8  # of the batch, where a weights' gradient has fewer parts that threads could share
 _POOLED_ROWS = 3  # the rows of the output that a tile serves at the least, where pooling is fused
 
 
@@ -67,7 +69,7 @@ def _rule(layouts: Layouts, node: Node, inputs: tuple[Node, ...]) -> Node | None
     if isinstance(op, Conv2dBackwardData) and op.geometry.groups == 1:
         return _backward_data(layouts, node, op, *inputs)
     if isinstance(op, Conv2dBackwardWeight) and op.geometry.groups == 1:
-        return _backward_weight(layouts.isa, node, op, *inputs)
+        return _backward_weight(layouts, node, op, *inputs)
     if isinstance(op, MatMul):
         return _product(layouts.isa, node, op, *inputs)
     return None
@@ -81,10 +83,17 @@ def _bordered(x: Node, border: Border) -> Node:
     return Place((n, c, *border.extents(h, w)), (0, 0, top, left), (1, 1, *border.spread), 0.0)(x)
 
 
+def _every(x: Node, stride: Pair, shape: Shape) -> Node:
+    """Return the pixels that a strided convolution by single taps reads, side by side as its kernel wants them."""
+    return Slice((0, 0, 0, 0), (1, 1, *stride), (*x.shape[:2], *shape[2:]))(x)
+
+
 def _convolution(
     layouts: Layouts, node: Node, x: Node, weight: Node, stride: Pair, dilation: Pair, border: Border
 ) -> Node:
     channels, isa = static_shape(weight.shape)[0], layouts.isa
+    if static_shape(weight.shape[2:]) == (1, 1) and stride != (1, 1) and not border:
+        x, stride = _every(x, stride, node.shape), (1, 1)
     lanes = isa.lanes(channels, node.dtype)
     packed = Pack(0, lanes)(weight, name=weight.name)
     op = PackedConv2d(channels, stride, dilation, lanes, isa.room(lanes, node.dtype), border)
@@ -220,13 +229,19 @@ def _phase_convolution(
     return _convolution(layouts, node, grad, flipped, (1, 1), (1, 1), border)
 
 
-def _backward_weight(isa: Isa, node: Node, op: Conv2dBackwardWeight, x: Node, grad: Node) -> Node:
-    g = op.geometry
+def _backward_weight(layouts: Layouts, node: Node, op: Conv2dBackwardWeight, x: Node, grad: Node) -> Node:
+    g, isa = op.geometry, layouts.isa
     channels, _, kh, kw = static_shape(op.shape)
-    border, lanes = Border(g.padding), isa.register_lanes(channels, node.dtype)
-    kernel = PackedConv2dBackwardWeight((kh, kw), g.stride, g.dilation, lanes, border)
+    border, lanes, stride = Border(g.padding), isa.register_lanes(channels, node.dtype), g.stride
+    if (kh, kw) == (1, 1) and stride != (1, 1) and not border:
+        x, stride = _every(x, stride, grad.shape), (1, 1)
+    sums = isa.room(lanes, node.dtype)
+    kernel = PackedConv2dBackwardWeight((kh, kw), stride, g.dilation, lanes, sums, border)
+    spec = kernel.spec(node.type, x.type, grad.type)
+    groups = -(-spec.o // lanes) * (spec.c // tap_channels(spec)) * (kh // tap_rows(spec))
+    if groups < _SHARES <= layouts.batch:
+        kernel = replace(kernel, shares=_SHARES)
     if border:
-        spec = kernel.spec(node.type, x.type, grad.type)
         if spec.tile_bytes(1, tap_channels(spec)) > _TILE_BYTES:
             kernel, x = replace(kernel, border=Border()), _bordered(x, border)
     return apply(kernel, (x, grad), node.name, node.source)

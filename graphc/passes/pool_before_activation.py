@@ -35,7 +35,11 @@ def _moved_by_one(outputs: Mapping[str, Node]) -> dict[str, Node]:
             uses[operand] = uses.get(operand, 0) + 1
 
     def rule(node: Node, inputs: tuple[Node, ...]) -> Node | None:
-        if not isinstance(node.op, MaxPool2d) or uses[node.inputs[0]] > 1 or node.inputs[0] in outputs.values():
+        if (
+            not isinstance(node.op, MaxPool2d)
+            or uses[node.inputs[0]] > 1
+            or node.inputs[0] in outputs.values()
+        ):
             return None
         (below,) = inputs
         if not isinstance(below.op, Elementwise):

@@ -265,6 +265,7 @@ class Program:
     dtype: DType
     batch: int
     isa: Isa
+    fork_ns: float  # what waking threads costs
     entries: tuple[Entry, ...]
     params: tuple[Slot, ...]
     states: tuple[Slot, ...]

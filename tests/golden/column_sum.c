@@ -34,8 +34,9 @@
  * 40*N FLOP, (80*N + 160) bytes, used by predict
  */
 static void total_sum_max(const float *restrict x, float *restrict out, float *restrict out1,
-    const int64_t N)
+    const int64_t N, const int threads)
 {
+    GC_PARALLEL_FOR(threads)
     for (int64_t block = 0; block < 20; block += GC_LANES) {
         const int64_t width = 20 - block < GC_LANES ? 20 - block : GC_LANES;
         float sum_value[GC_LANES] = {0};
@@ -145,7 +146,9 @@ int column_sum_predict(column_sum_context *context, int64_t batch, const float *
     if (!error) error = check_array(context, "largest", largest, largest_bytes, sizeof *largest * 20);
     if (error) return error;
 
+    const int threads = context->threads;
+
     /* sum, max, at test_emitted_golden.py */
-    total_sum_max(x, total, largest, N);
+    total_sum_max(x, total, largest, N, threads);
     return COLUMN_SUM_OK;
 }

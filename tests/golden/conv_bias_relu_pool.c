@@ -62,6 +62,29 @@ GC_VECTOR(gc_vec8_f, float, 8);
 #define GC_MADD_8_f GC_MADD
 #endif
 
+/* Transposes a table of 8 rows of 8 to 8 rows of 8, in place: three rounds of interleaving rows. */
+static inline void gc_transpose8_f(float *table) {
+    float columns[8 * 8];
+#if defined __GNUC__ && (defined __clang__ || __GNUC__ >= 12)
+    for (int part = 0; part < 8; part += 8) {
+        gc_vec8_f row[8], next[8];
+        for (int k = 0; k < 8; k++) row[k] = GC_LOAD(gc_vec8_f, table + k * 8 + part);
+        for (int round = 0; round < 3; round++) {
+            for (int k = 0; k < 4; k++) {
+                next[2 * k] = __builtin_shufflevector(row[k], row[k + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+                next[2 * k + 1] = __builtin_shufflevector(row[k], row[k + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+            }
+            for (int k = 0; k < 8; k++) row[k] = next[k];
+        }
+        for (int k = 0; k < 8; k++) GC_STORE(gc_vec8_f, columns + part * 8 + k * 8, row[k]);
+    }
+#else
+    for (int k = 0; k < 8; k++)
+        for (int lane = 0; lane < 8; lane++) columns[lane * 8 + k] = table[k * 8 + lane];
+#endif
+    memcpy(table, columns, sizeof columns);
+}
+
 /* Packs `count` columns of `live` rows, `stride` apart, into vectors of 8, with zeros in idle lanes. */
 static inline void gc_columns8_f(float *to, const float *from, int64_t stride, int64_t live, int64_t count) {
     int64_t whole = 0;
@@ -113,48 +136,39 @@ static inline void gc_pack8_f(
     }
 }
 
-/* Adds `vector` times from[0], from[step], ... to 2 sums. */
-#define GC_MADDS_2(form, s, from, step, vector) \
-    GC_MADD_##form(s##0, (from)[0 * (step)], vector); \
-    GC_MADD_##form(s##1, (from)[1 * (step)], vector)
-
-/* Writes 2 vectors to rows of a table. */
-#define GC_STORE_2(name, to, step, s) \
-    GC_STORE(name, (to) + 0 * (step), s##0); \
-    GC_STORE(name, (to) + 1 * (step), s##1)
-
-/* 2 vectors of zeros. */
-#define GC_ZERO_2(name, s) \
-    name s##0 = {0}; \
-    name s##1 = {0}
-
-/* Adds `vector` times from[0], from[step], ... to 4 sums. */
-#define GC_MADDS_4(form, s, from, step, vector) \
+/* Adds `vector` times from[0], from[step], ... to 6 sums. */
+#define GC_MADDS_6(form, s, from, step, vector) \
     GC_MADD_##form(s##0, (from)[0 * (step)], vector); \
     GC_MADD_##form(s##1, (from)[1 * (step)], vector); \
     GC_MADD_##form(s##2, (from)[2 * (step)], vector); \
-    GC_MADD_##form(s##3, (from)[3 * (step)], vector)
+    GC_MADD_##form(s##3, (from)[3 * (step)], vector); \
+    GC_MADD_##form(s##4, (from)[4 * (step)], vector); \
+    GC_MADD_##form(s##5, (from)[5 * (step)], vector)
 
-/* Writes 4 vectors to rows of a table. */
-#define GC_STORE_4(name, to, step, s) \
+/* Writes 6 vectors to rows of a table. */
+#define GC_STORE_6(name, to, step, s) \
     GC_STORE(name, (to) + 0 * (step), s##0); \
     GC_STORE(name, (to) + 1 * (step), s##1); \
     GC_STORE(name, (to) + 2 * (step), s##2); \
-    GC_STORE(name, (to) + 3 * (step), s##3)
+    GC_STORE(name, (to) + 3 * (step), s##3); \
+    GC_STORE(name, (to) + 4 * (step), s##4); \
+    GC_STORE(name, (to) + 5 * (step), s##5)
 
-/* 4 vectors of zeros. */
-#define GC_ZERO_4(name, s) \
+/* 6 vectors of zeros. */
+#define GC_ZERO_6(name, s) \
     name s##0 = {0}; \
     name s##1 = {0}; \
     name s##2 = {0}; \
-    name s##3 = {0}
+    name s##3 = {0}; \
+    name s##4 = {0}; \
+    name s##5 = {0}
 
 /* conv_conv2d
  * out[n][o][y][x] = sum_{c,i,j} in[n][c][y*sy + i*dy][x*sx + j*dx] * weight[o/lanes][c][i][j][o%lanes]
  * then, with acc for what stands on the right:
- * pool_max = max(acc + bias over each 2 x 2 window)
- * out = (0 if pool_max <= 0 else pool_max)
- * from conv (conv2d), add, max_pool2d, relu, at test_emitted_golden.py
+ * add = max(acc over each 2 x 2 window) + bias
+ * out = (0 if add <= 0 else add)
+ * from conv (conv2d), max_pool2d, add, relu, at test_emitted_golden.py
  * in: float (N, 1, 8, 8); weight: float (1, 1, 3, 3, 8); bias: float (4,)
  * out: float (N, 4, 3, 3), written; 2880*N FLOP, (400*N + 304) bytes, used by predict
  */
@@ -167,120 +181,60 @@ static void conv_conv2d(const float *restrict in, const float *restrict weight,
             const int64_t first = block * 8;
             const int64_t live = 4 - first < 8 ? 4 - first : 8;
             const float *const taps = weight + block * 72;
-            float sum[64];
+            float sum[96];
             for (int64_t top = 0; top < 6; top += 2) {
-                for (int64_t left = 0; left < 4; left += 4) {
+                for (int64_t left = 0; left < 6; left += 6) {
                     const float *const image = in + (n * 8 + top) * 8 + left;
-                    GC_ZERO_4(gc_vec8_f, s0_);
-                    GC_ZERO_4(gc_vec8_f, s1_);
+                    GC_ZERO_6(gc_vec8_f, s0_);
+                    GC_ZERO_6(gc_vec8_f, s1_);
                     for (int64_t c = 0; c < 1; c++) {
                         for (int64_t i = 0; i < 3; i++) {
                             const float *pixel = image + (c * 8 + i) * 8;
                             const float *tap = taps + (c * 3 + i) * 24;
                             for (int64_t j = 0; j < 3; j++) {
                                 const gc_vec8_f v = GC_LOAD(gc_vec8_f, tap + j * 8);
-                                GC_MADDS_4(8_f, s0_, pixel + j, 1, v);
-                                GC_MADDS_4(8_f, s1_, pixel + j + 8, 1, v);
+                                GC_MADDS_6(8_f, s0_, pixel + j, 1, v);
+                                GC_MADDS_6(8_f, s1_, pixel + j + 8, 1, v);
                             }
                         }
                     }
-                    GC_STORE_4(gc_vec8_f, sum, 8, s0_);
-                    GC_STORE_4(gc_vec8_f, sum + 32, 8, s1_);
-                    for (int64_t p = 0; p < 2; p++) {
-                        for (int64_t lane = 0; lane < live; lane++) {
-                            const int64_t o = first + lane;
-                            float pool_max = -INFINITY;
+                    GC_STORE_6(gc_vec8_f, sum, 8, s0_);
+                    GC_STORE_6(gc_vec8_f, sum + 48, 8, s1_);
+                    float best[64] = {0};
+                    for (int64_t p = 0; p < 3; p++) {
+                        GC_SIMD
+                        for (int64_t lane = 0; lane < 8; lane++) {
+                            const float *const window = sum + p * 16 + lane;
+                            float most = window[0];
                             {
-                                const float acc = sum[(0 + p * 2) * 8 + lane];
-                                const float bias_i = bias[o];
-                                const float add = acc + bias_i;
-                                const int wins = add > pool_max || add != add;
-                                pool_max = wins ? add : pool_max;
+                                const float other = window[8];
+                                const int wins = other > most || other != other;
+                                most = wins ? other : most;
                             }
                             {
-                                const float acc = sum[(1 + p * 2) * 8 + lane];
-                                const float bias_i = bias[o];
-                                const float add = acc + bias_i;
-                                const int wins = add > pool_max || add != add;
-                                pool_max = wins ? add : pool_max;
+                                const float other = window[48];
+                                const int wins = other > most || other != other;
+                                most = wins ? other : most;
                             }
                             {
-                                const float acc = sum[(4 + p * 2) * 8 + lane];
-                                const float bias_i = bias[o];
-                                const float add = acc + bias_i;
-                                const int wins = add > pool_max || add != add;
-                                pool_max = wins ? add : pool_max;
+                                const float other = window[56];
+                                const int wins = other > most || other != other;
+                                most = wins ? other : most;
                             }
-                            {
-                                const float acc = sum[(5 + p * 2) * 8 + lane];
-                                const float bias_i = bias[o];
-                                const float add = acc + bias_i;
-                                const int wins = add > pool_max || add != add;
-                                pool_max = wins ? add : pool_max;
-                            }
-                            {
-                                const int64_t y = top / 2, x = left / 2 + p;
-                                const float relu = (pool_max <= 0.0f ? 0.0f : pool_max);
-                                out[n * 36 + o * 9 + y * 3 + x] = relu;
-                            }
+                            best[p * 8 + lane] = most;
                         }
                     }
-                }
-                {
-                    const int64_t left = 4;
-                    const float *const image = in + (n * 8 + top) * 8 + left;
-                    GC_ZERO_2(gc_vec8_f, s0_);
-                    GC_ZERO_2(gc_vec8_f, s1_);
-                    for (int64_t c = 0; c < 1; c++) {
-                        for (int64_t i = 0; i < 3; i++) {
-                            const float *pixel = image + (c * 8 + i) * 8;
-                            const float *tap = taps + (c * 3 + i) * 24;
-                            for (int64_t j = 0; j < 3; j++) {
-                                const gc_vec8_f v = GC_LOAD(gc_vec8_f, tap + j * 8);
-                                GC_MADDS_2(8_f, s0_, pixel + j, 1, v);
-                                GC_MADDS_2(8_f, s1_, pixel + j + 8, 1, v);
-                            }
-                        }
-                    }
-                    GC_STORE_2(gc_vec8_f, sum, 8, s0_);
-                    GC_STORE_2(gc_vec8_f, sum + 16, 8, s1_);
-                    for (int64_t p = 0; p < 1; p++) {
-                        for (int64_t lane = 0; lane < live; lane++) {
-                            const int64_t o = first + lane;
-                            float pool_max = -INFINITY;
-                            {
-                                const float acc = sum[(0 + p * 2) * 8 + lane];
-                                const float bias_i = bias[o];
-                                const float add = acc + bias_i;
-                                const int wins = add > pool_max || add != add;
-                                pool_max = wins ? add : pool_max;
-                            }
-                            {
-                                const float acc = sum[(1 + p * 2) * 8 + lane];
-                                const float bias_i = bias[o];
-                                const float add = acc + bias_i;
-                                const int wins = add > pool_max || add != add;
-                                pool_max = wins ? add : pool_max;
-                            }
-                            {
-                                const float acc = sum[(2 + p * 2) * 8 + lane];
-                                const float bias_i = bias[o];
-                                const float add = acc + bias_i;
-                                const int wins = add > pool_max || add != add;
-                                pool_max = wins ? add : pool_max;
-                            }
-                            {
-                                const float acc = sum[(3 + p * 2) * 8 + lane];
-                                const float bias_i = bias[o];
-                                const float add = acc + bias_i;
-                                const int wins = add > pool_max || add != add;
-                                pool_max = wins ? add : pool_max;
-                            }
-                            {
-                                const int64_t y = top / 2, x = left / 2 + p;
-                                const float relu = (pool_max <= 0.0f ? 0.0f : pool_max);
-                                out[n * 36 + o * 9 + y * 3 + x] = relu;
-                            }
+                    gc_transpose8_f(best);
+                    for (int64_t lane = 0; lane < live; lane++) {
+                        const int64_t o = first + lane, y = top / 2;
+                        GC_SIMD
+                        for (int64_t p = 0; p < 3; p++) {
+                            const int64_t x = left / 2 + p;
+                            const float pool_max = best[lane * 8 + p];
+                            const float bias_i = bias[o];
+                            const float add = pool_max + bias_i;
+                            const float relu = (add <= 0.0f ? 0.0f : add);
+                            out[n * 36 + o * 9 + y * 3 + x] = relu;
                         }
                     }
                 }
@@ -399,7 +353,7 @@ int conv_bias_relu_pool_predict(conv_bias_relu_pool_context *context, int64_t ba
     const float *const conv_bias = memory->params + 48; /* 4 */
     const int threads = context->threads;
 
-    /* conv (conv2d), add, max_pool2d, relu, at test_emitted_golden.py */
+    /* conv (conv2d), max_pool2d, add, relu, at test_emitted_golden.py */
     conv_conv2d(x, folded_0, conv_bias, out, N, threads);
     return CONV_BIAS_RELU_POOL_OK;
 }

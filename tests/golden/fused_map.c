@@ -127,8 +127,9 @@ static GC_INLINE float gc_tanhf(float x) {
  * a: float (N, 5); b: float (N, 5); out: float (N, 5), written; 25*N FLOP, 60*N bytes, used by predict
  */
 static void out_sigmoid_tanh(const float *restrict a, const float *restrict b, float *restrict out,
-    const int64_t N)
+    const int64_t N, const int threads)
 {
+    GC_PARALLEL_FOR(threads)
     for (int64_t i0 = 0; i0 < 5*N; i0++) {
         const float a_i = a[i0];
         const float mul = 2.0f*a_i;
@@ -229,7 +230,9 @@ int fused_map_predict(fused_map_context *context, int64_t batch, const float *a,
     if (!error) error = check_array(context, "out", out, out_bytes, sizeof *out * (size_t)(5*N));
     if (error) return error;
 
+    const int threads = context->threads;
+
     /* mul, add, sigmoid, tanh, and 1 more, at test_emitted_golden.py */
-    out_sigmoid_tanh(a, b, out, N);
+    out_sigmoid_tanh(a, b, out, N, threads);
     return FUSED_MAP_OK;
 }

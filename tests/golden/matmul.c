@@ -113,6 +113,47 @@ static inline void gc_pack8_f(
     }
 }
 
+/* Writes 1 vector to rows of a table. */
+#define GC_STORE_1(name, to, step, s) \
+    GC_STORE(name, (to) + 0 * (step), s##0)
+
+/* 1 vector of zeros. */
+#define GC_ZERO_1(name, s) \
+    name s##0 = {0}
+
+/* Adds `vector` times from[0], from[step], ... to 8 sums. */
+#define GC_MADDS_8(form, s, from, step, vector) \
+    GC_MADD_##form(s##0, (from)[0 * (step)], vector); \
+    GC_MADD_##form(s##1, (from)[1 * (step)], vector); \
+    GC_MADD_##form(s##2, (from)[2 * (step)], vector); \
+    GC_MADD_##form(s##3, (from)[3 * (step)], vector); \
+    GC_MADD_##form(s##4, (from)[4 * (step)], vector); \
+    GC_MADD_##form(s##5, (from)[5 * (step)], vector); \
+    GC_MADD_##form(s##6, (from)[6 * (step)], vector); \
+    GC_MADD_##form(s##7, (from)[7 * (step)], vector)
+
+/* Writes 8 vectors to rows of a table. */
+#define GC_STORE_8(name, to, step, s) \
+    GC_STORE(name, (to) + 0 * (step), s##0); \
+    GC_STORE(name, (to) + 1 * (step), s##1); \
+    GC_STORE(name, (to) + 2 * (step), s##2); \
+    GC_STORE(name, (to) + 3 * (step), s##3); \
+    GC_STORE(name, (to) + 4 * (step), s##4); \
+    GC_STORE(name, (to) + 5 * (step), s##5); \
+    GC_STORE(name, (to) + 6 * (step), s##6); \
+    GC_STORE(name, (to) + 7 * (step), s##7)
+
+/* 8 vectors of zeros. */
+#define GC_ZERO_8(name, s) \
+    name s##0 = {0}; \
+    name s##1 = {0}; \
+    name s##2 = {0}; \
+    name s##3 = {0}; \
+    name s##4 = {0}; \
+    name s##5 = {0}; \
+    name s##6 = {0}; \
+    name s##7 = {0}
+
 /* out_matmul
  * out[i][j] = sum_k a[i][k] * b[j/lanes][k][j%lanes]
  * from matmul, at test_emitted_golden.py
@@ -122,64 +163,50 @@ static inline void gc_pack8_f(
 static void out_matmul(const float *restrict a, const float *restrict b, float *restrict out,
     const int64_t N, const int threads)
 {
-    GC_PARALLEL_FOR(threads)
-    for (int64_t block = 0; block < 1; block++) {
-        const int64_t first = block * 8;
-        const int64_t live = 7 - first < 8 ? 7 - first : 8;
-        const float *const panel = b + first * 12;
-        int64_t top = 0;
-        for (; top + 8 <= N; top += 8) {
-            gc_vec8_f s0 = {0};
-            gc_vec8_f s1 = {0};
-            gc_vec8_f s2 = {0};
-            gc_vec8_f s3 = {0};
-            gc_vec8_f s4 = {0};
-            gc_vec8_f s5 = {0};
-            gc_vec8_f s6 = {0};
-            gc_vec8_f s7 = {0};
-            for (int64_t k = 0; k < 12; k++) {
-                const gc_vec8_f v = GC_LOAD(gc_vec8_f, panel + k * 8);
-                GC_MADD_8_f(s0, a[(top) * 12 + k], v);
-                GC_MADD_8_f(s1, a[(top + 1) * 12 + k], v);
-                GC_MADD_8_f(s2, a[(top + 2) * 12 + k], v);
-                GC_MADD_8_f(s3, a[(top + 3) * 12 + k], v);
-                GC_MADD_8_f(s4, a[(top + 4) * 12 + k], v);
-                GC_MADD_8_f(s5, a[(top + 5) * 12 + k], v);
-                GC_MADD_8_f(s6, a[(top + 6) * 12 + k], v);
-                GC_MADD_8_f(s7, a[(top + 7) * 12 + k], v);
-            }
-            float sum[8][8];
-            GC_STORE(gc_vec8_f, sum[0], s0);
-            GC_STORE(gc_vec8_f, sum[1], s1);
-            GC_STORE(gc_vec8_f, sum[2], s2);
-            GC_STORE(gc_vec8_f, sum[3], s3);
-            GC_STORE(gc_vec8_f, sum[4], s4);
-            GC_STORE(gc_vec8_f, sum[5], s5);
-            GC_STORE(gc_vec8_f, sum[6], s6);
-            GC_STORE(gc_vec8_f, sum[7], s7);
-            for (int64_t p = 0; p < 8; p++) {
-                const int64_t i = top + p;
-                for (int64_t lane = 0; lane < live; lane++) {
-                    const int64_t j = first + lane;
-                    const float acc = sum[p][lane];
-                    out[i * 7 + j] = acc;
+    if (N >= 8) {
+        GC_PARALLEL_FOR(threads)
+        for (int64_t block = 0; block < 1; block++) {
+            const int64_t first = block * 8;
+            const int64_t live = (7 - first < 8 ? 7 - first : 8);
+            const float *const panel = b + first * 12;
+            for (int64_t top = 0; top + 8 <= N; top += 8) {
+                GC_ZERO_8(gc_vec8_f, s);
+                for (int64_t k = 0; k < 12; k++) {
+                    const gc_vec8_f v = GC_LOAD(gc_vec8_f, panel + k * 8);
+                    GC_MADDS_8(8_f, s, a + top * 12 + k, 12, v);
+                }
+                float sum[8][8];
+                GC_STORE_8(gc_vec8_f, sum[0], 8, s);
+                for (int64_t p = 0; p < 8; p++) {
+                    const int64_t i = top + p;
+                    for (int64_t lane = 0; lane < live; lane++) {
+                        const int64_t j = first + lane;
+                        const float acc = sum[p][lane];
+                        out[i * 7 + j] = acc;
+                    }
                 }
             }
         }
-        for (; top < N; top++) {
-            gc_vec8_f s0 = {0};
-            for (int64_t k = 0; k < 12; k++) {
-                const gc_vec8_f v = GC_LOAD(gc_vec8_f, panel + k * 8);
-                GC_MADD_8_f(s0, a[(top) * 12 + k], v);
-            }
-            float sum[1][8];
-            GC_STORE(gc_vec8_f, sum[0], s0);
-            for (int64_t p = 0; p < 1; p++) {
-                const int64_t i = top + p;
-                for (int64_t lane = 0; lane < live; lane++) {
-                    const int64_t j = first + lane;
-                    const float acc = sum[p][lane];
-                    out[i * 7 + j] = acc;
+    }
+    if (N % 8) {
+        GC_PARALLEL_FOR(threads)
+        for (int64_t group = 0; group < 1; group++) {
+            const int64_t begin = group * 8;
+            const float *const panel = b + begin * 12;
+            for (int64_t top = N / 8 * 8; top < N; top++) {
+                GC_ZERO_1(gc_vec8_f, s);
+                for (int64_t k = 0; k < 12; k++) {
+                    GC_MADD_8_f(s0, a[top * 12 + k], GC_LOAD(gc_vec8_f, panel + k * 8));
+                }
+                float sum[1][8];
+                GC_STORE_1(gc_vec8_f, sum[0], 8, s);
+                for (int64_t p = 0; p < 1; p++) {
+                    const int64_t i = top;
+                    for (int64_t lane = 0; lane < (7 - (begin + p * 8) < 8 ? 7 - (begin + p * 8) : 8); lane++) {
+                        const int64_t j = begin + p * 8 + lane;
+                        const float acc = sum[p][lane];
+                        out[i * 7 + j] = acc;
+                    }
                 }
             }
         }

@@ -134,6 +134,18 @@ static inline void gc_pack8_f(
     }
 }
 
+/* Adds `vector` times from[0], from[step], ... to 1 sums. */
+#define GC_MADDS_1(form, s, from, step, vector) \
+    GC_MADD_##form(s##0, (from)[0 * (step)], vector)
+
+/* Writes 1 vector to rows of a table. */
+#define GC_STORE_1(name, to, step, s) \
+    GC_STORE(name, (to) + 0 * (step), s##0)
+
+/* 1 vector of zeros. */
+#define GC_ZERO_1(name, s) \
+    name s##0 = {0}
+
 /* line_matmul
  * out[i][j] = sum_k a[i][k] * b[j][k]
  * then, with acc for what stands on the right:
@@ -286,17 +298,16 @@ static void line_weight_grad(const float *restrict a, const float *restrict b, f
     GC_PARALLEL_FOR(threads)
     for (int64_t block = 0; block < 1; block++) {
         const int64_t first = block * 8;
-        const int64_t live = 3 - first < 8 ? 3 - first : 8;
+        const int64_t live = (3 - first < 8 ? 3 - first : 8);
         const float *const panel = b + first * N;
-        int64_t top = 0;
-        for (; top + 1 <= 1; top += 1) {
-            gc_vec8_f s0 = {0};
+        for (int64_t top = 0; top + 1 <= 1; top += 1) {
+            GC_ZERO_1(gc_vec8_f, s);
             for (int64_t k = 0; k < N; k++) {
                 const gc_vec8_f v = GC_LOAD(gc_vec8_f, panel + k * 8);
-                GC_MADD_8_f(s0, a[k * 1 + top], v);
+                GC_MADDS_1(8_f, s, a + k * 1 + top, 1, v);
             }
             float sum[1][8];
-            GC_STORE(gc_vec8_f, sum[0], s0);
+            GC_STORE_1(gc_vec8_f, sum[0], 8, s);
             for (int64_t p = 0; p < 1; p++) {
                 const int64_t i = top + p;
                 for (int64_t lane = 0; lane < live; lane++) {

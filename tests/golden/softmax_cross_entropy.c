@@ -133,8 +133,9 @@ static GC_INLINE float gc_logf(float x) {
  * out1: float (N, 1), written; 120*N FLOP, 88*N bytes, used by predict
  */
 static void probabilities_max_exp_sum_log(const float *restrict logits, const int32_t *restrict labels,
-    float *restrict out, float *restrict out1, const int64_t N)
+    float *restrict out, float *restrict out1, const int64_t N, const int threads)
 {
+    GC_PARALLEL_FOR(threads)
     for (int64_t i0 = 0; i0 < N; i0++) {
         float max = -INFINITY;
         for (int64_t i1 = 0; i1 < 10; i1++) {
@@ -271,7 +272,9 @@ int softmax_cross_entropy_predict(softmax_cross_entropy_context *context, int64_
     if (!error) error = check_values_i(context, "labels", labels, N, 0, 10, 0);
     if (error) return error;
 
+    const int threads = context->threads;
+
     /* max, sub, exp, sum, and 5 more, at test_emitted_golden.py, test_emitted_golden.py */
-    probabilities_max_exp_sum_log(logits, labels, probabilities, losses, N);
+    probabilities_max_exp_sum_log(logits, labels, probabilities, losses, N, threads);
     return SOFTMAX_CROSS_ENTROPY_OK;
 }
