@@ -40,13 +40,9 @@ def test_threads_and_openmp_do_not_matter() -> None:
 def test_compilers_and_optimisation_do_not_matter(dtype: DType) -> None:
     """Every optimised build against the serial one by gcc -O1, for one instruction set."""
     want = hashes(dtype, (1,), compiler="gcc", optimisation=("-O1", "-march=native"), openmp=False)
-    for compiler in filter(shutil.which, ("gcc", "clang")):
-        for openmp in (False, True):
-            got = hashes(
-                dtype,
-                (1, 3) if openmp else (1,),
-                compiler=compiler,
-                optimisation=("-O3", "-march=native"),
-                openmp=openmp,
-            )
+    for compiler, openmp in (("gcc", True), ("clang", dtype == "float32")):
+        if shutil.which(compiler):
+            threads = (1, 3) if openmp else (1,)
+            optimised = ("-O3", "-march=native")
+            got = hashes(dtype, threads, compiler=compiler, optimisation=optimised, openmp=openmp)
             assert got == want, f"{compiler}, OpenMP {openmp}"
