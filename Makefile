@@ -25,7 +25,7 @@ demo: $(BIN)/.demo  ## train a LeNet on handwritten digits by generated C (every
 test: $(BIN)/.test  ## run all tests, those against PyTorch included
 	@$(BIN)/python -m pytest $(PYTEST)
 
-test-nets: $(BIN)/.test  ## follow PyTorch for 30 steps of every full-size net (half an hour and 8 GiB)
+test-nets: $(BIN)/.test  ## follow PyTorch for 30 steps of every full-size net (20 minutes)
 	@GRAPHC_FULL=1 $(BIN)/python -m pytest tests/test_models_training.py
 
 lint: $(BIN)/.test  ## check style and types
