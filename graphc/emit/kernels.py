@@ -223,8 +223,8 @@ def anchor_context(kernel: Kernel, batch: int) -> dict[str, Any]:
         values |= _pool_facts(spec)
     if kernel.template.startswith("packed_"):
         values |= packed_facts(kernel)
-    if kernel.template == "winograd_conv2d":
-        values |= winograd_facts(spec)
+    if kernel.template.startswith("winograd_"):
+        values |= winograd_facts(kernel.template, spec)
     if kernel.template == "matmul":
         values |= _matmul_tiles(spec)
     values = {k: extent(v) if isinstance(v, Extent) else v for k, v in values.items()}

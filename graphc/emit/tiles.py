@@ -185,11 +185,16 @@ static inline void gc_columns{lanes}_{S}({T} *to, const {T} *from, int64_t strid
     whole = count - count % 8;
     for (int64_t x = 0; x < whole; x += 8) {{ /* in three rounds of taking turns */
         for (int64_t part = 0; part < {lanes}; part += {short}) {{
-            {T} table[8 * {short}] = {{0}};
             gc_vec{short}_{S} row[8], next[8];
-            for (int64_t k = 0; k < {short} && part + k < live; k++)
-                memcpy(table + k * 8, from + (part + k) * stride + x, 8 * sizeof *to);
-            for (int k = 0; k < 8; k++) row[k] = GC_LOAD(gc_vec{short}_{S}, table + k * {short});
+            if (part + {short} <= live) {{
+                const {T} *const rows = from + part * stride + x;
+                for (int k = 0; k < 8; k++) row[k] = {whole};
+            }} else {{
+                {T} table[8 * {short}] = {{0}};
+                for (int64_t k = 0; part + k < live; k++)
+                    memcpy(table + k * 8, from + (part + k) * stride + x, 8 * sizeof *to);
+                for (int k = 0; k < 8; k++) row[k] = GC_LOAD(gc_vec{short}_{S}, table + k * {short});
+            }}
             for (int round = 0; round < 3; round++) {{
                 for (int k = 0; k < 4; k++) {{
                     next[k] = __builtin_shufflevector(row[2 * k], row[2 * k + 1], {even});
@@ -237,7 +242,16 @@ def _columns(lanes: int, suffix: str, isa: Isa) -> str:
     """Return the function that packs rows of pixels, one for each channel, into vectors of channels."""
     short = min(lanes, isa.register_bytes // _BYTES[suffix])
     even, odd = (", ".join(str(2 * k + start) for k in range(short)) for start in (0, 1))
-    return _COLUMNS.format(lanes=lanes, short=short, S=suffix, T=_TYPES[suffix], even=even, odd=odd)
+    if short <= 8:
+        position = "k * stride" if short == 8 else f"k / {8 // short} * stride + k % {8 // short} * {short}"
+        whole = f"GC_LOAD(gc_vec{short}_{suffix}, rows + {position})"
+    else:
+        halves = (f"GC_LOAD(gc_vec8_{suffix}, rows + (2 * k{end}) * stride)" for end in ("", " + 1"))
+        joined = ", ".join(str(k) for k in range(short))
+        whole = f"\n                        __builtin_shufflevector({', '.join(halves)}, {joined})"
+    return _COLUMNS.format(
+        lanes=lanes, short=short, S=suffix, T=_TYPES[suffix], even=even, odd=odd, whole=whole
+    )
 
 
 def _transpose(lanes: int, suffix: str, isa: Isa) -> str:
@@ -299,23 +313,25 @@ def tile_helpers(text: str, isa: Isa) -> list[str]:
     for name, definition in (("bordered", _BORDERED), ("copy", _COPY), ("strip", _STRIP)):
         found += [definition.format(T=t, S=s) for s, t in _TYPES.items() if f"gc_{name}_{s}(" in text]
     transforms, packs = _used(text, "gc_winograd_weights"), _used(text, "gc_pack")
-    results = _used(text, "gc_winograd_result")
+    strips, results = _used(text, "gc_winograd_strip"), _used(text, "gc_winograd_result")
     # What a helper calls is used too, though the text does not say so.
     text += "".join(f" gc_winograd_weight_{s}(" for _, s in transforms)
-    text += "".join(f" gc_columns{n}_{s}" for n, s in packs)
+    text += "".join(f" gc_columns{n}_{s}" for n, s in packs + strips)
     text += "".join(f" gc_transpose{n}_{s}" for n, s in results)
     turned, columns = _used(text, "gc_transpose"), _used(text, "gc_columns")
     text += "".join(f" gc_vec{n}_{s}" for n, s in turned + columns)
-    helpers = (("weight", winograd.WEIGHT), ("rows", winograd.ROWS), ("points", winograd.POINTS))
-    for name, definition in helpers:
-        found += [definition.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_winograd_{name}_{s}(" in text]
+    text += "".join(f" gc_vec8_{s}" for n, s in columns if min(n, isa.register_bytes // _BYTES[s]) > 8)
+    found += [winograd.WEIGHT.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_winograd_weight_{s}(" in text]
     found += [winograd.WEIGHTS.format(lanes=n, S=s, T=_TYPES[s]) for n, s in transforms]
     if vectors := _used(text, "gc_vec"):
         found += _vectors(vectors, isa)
         found += [_transpose(n, s, isa) for n, s in turned]
         found += [_columns(n, s, isa) for n, s in columns]
         found += [_PACK.format(lanes=n, S=s, T=_TYPES[s]) for n, s in packs]
-        found += [winograd.RESULT.format(lanes=n, S=s, T=_TYPES[s]) for n, s in results]
+        for name, definition in winograd.BY_LANES.items():
+            found += [
+                definition.format(lanes=n, S=s, T=_TYPES[s]) for n, s in _used(text, f"gc_winograd_{name}")
+            ]
         tiles = set(re.findall(r"\bGC_(ZERO|FETCH|MADDS|STORE)_(\d+)\b", text))
         found += [_tile_macro(kind, int(n)) for kind, n in sorted(tiles, key=lambda t: (int(t[1]), t[0]))]
     return found

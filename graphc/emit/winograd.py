@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from graphc.ops.winograd import SLOTS
+from graphc.ops.winograd import POINTS as _POINTS
+from graphc.ops.winograd import WinogradSpec
 
 
-def winograd_facts(spec: Any) -> dict[str, Any]:
-    """Return the numbers that the convolution's template needs beside the description."""
+def winograd_facts(template: str, spec: WinogradSpec) -> dict[str, Any]:
+    """Return the numbers that a template needs beside the description."""
     rows, columns = spec.tiles
+    depth, blocks = -(-spec.c // spec.lanes), -(-spec.o // spec.lanes)
+    facts = {"tile_rows": rows, "tile_columns": columns, "blocks": blocks, "depth": depth}
+    if template == "winograd_conv2d_backward_weight":
+        tiles = spec.chunk * columns
+        return {**facts, "row_tiles": columns, "strip": 4 * columns + 2, "tiles": tiles,
+                "beside": spec.sums // spec.lanes, "grads": _POINTS * depth * tiles * spec.lanes,
+                "kept": _POINTS * (depth + blocks) * tiles * spec.lanes}  # fmt: skip
     parts, together, side = spec.groups
-    return {
-        "tile_rows": rows,
-        "tile_columns": columns,
-        "blocks": -(-spec.o // spec.lanes),
-        "parts": parts,
-        "together": together,
-        "side": side,
-        "slots": SLOTS,
-        # Tiles of a row, one more pixel of each kind, and what the last group reads beyond them.
-        "step": parts * side + 1 + SLOTS,
-    }
+    row_tiles = columns if together > 1 else parts * side
+    return {**facts, "row_tiles": row_tiles, "strip": 4 * row_tiles + 2, "parts": parts, "together": together,
+            "side": side, "apart": depth * side * spec.lanes}  # fmt: skip
 
 
 WEIGHT = """\
@@ -77,60 +77,60 @@ static inline void gc_winograd_weights{lanes}_{S}(
 }}
 """
 
-ROWS = """\
-/* B^T from the left, for a row of tiles: six rows of the image from `top` on, with zeros around it, become six.
- * Each is stored as four rows of every fourth pixel, `step` long, so that neighbouring tiles are neighbours. */
-static inline void gc_winograd_rows_{S}(
-    {T} *restrict strip, int64_t step, const {T} *restrict image, int64_t height, int64_t width, int64_t top,
-    int64_t left)
+STRIP = """\
+/* Rows of an image with zeros around it, packed: `count` rows of `columns` pixels from `top` on, each pixel a vector
+ * of {lanes} channels of which `live` are there. In a row, the image begins in column `left`. */
+static inline void gc_winograd_strip{lanes}_{S}(
+    {T} *restrict strip, const int64_t count, int64_t columns, const {T} *restrict image, int64_t live,
+    int64_t height, int64_t width, int64_t top, int64_t left)
 {{
-    const int64_t count = width < 4 * step - left ? width : 4 * step - left;
-    {T} *const line = strip + 24 * step;
-    for (int64_t k = 0; k < 6; k++) {{
-        memset(line, 0, (size_t)(4 * step) * sizeof *line);
-        if (top + k >= 0 && top + k < height)
-            memcpy(line + left, image + (top + k) * width, (size_t)count * sizeof *line);
-        {T} *const to = strip + k * 4 * step;
-        for (int64_t t = 0; t < step; t++) {{
-            to[t] = line[4 * t];
-            to[step + t] = line[4 * t + 1];
-            to[2 * step + t] = line[4 * t + 2];
-            to[3 * step + t] = line[4 * t + 3];
-        }}
+    const int64_t pixels = width < columns - left ? width : columns - left;
+    for (int64_t r = 0; r < count; r++) {{
+        {T} *const line = strip + r * columns * {lanes};
+        const int64_t y = top + r, inside = y >= 0 && y < height ? pixels : 0;
+        memset(line, 0, (size_t)(left * {lanes}) * sizeof *line);
+        if (inside) gc_columns{lanes}_{S}(line + left * {lanes}, image + y * width, height * width, live, inside);
+        memset(line + (left + inside) * {lanes}, 0, (size_t)((columns - left - inside) * {lanes}) * sizeof *line);
     }}
-    for (int64_t x = 0; x < 4 * step; x++) {{
+}}
+"""
+
+ROWS = """\
+/* B^T from the left, in place: six packed rows of `columns` pixels become six. */
+static inline void gc_winograd_rows{lanes}_{S}({T} *restrict strip, int64_t columns) {{
+    const int64_t row = columns * {lanes};
+    for (int64_t x = 0; x < row; x++) {{
         {T} *const d = strip + x;
-        const {T} d0 = d[0], d1 = d[4 * step], d2 = d[8 * step];
-        const {T} d3 = d[12 * step], d4 = d[16 * step], d5 = d[20 * step];
+        const {T} d0 = d[0], d1 = d[row], d2 = d[2 * row], d3 = d[3 * row], d4 = d[4 * row], d5 = d[5 * row];
         const {T} a = d4 - 4 * d2, b = d3 - 4 * d1, c = d4 - d2, e = 2 * (d3 - d1);
         d[0] = 4 * d0 - 5 * d2 + d4;
-        d[4 * step] = a + b;
-        d[8 * step] = a - b;
-        d[12 * step] = c + e;
-        d[16 * step] = c - e;
-        d[20 * step] = 4 * d1 - 5 * d3 + d5;
+        d[row] = a + b;
+        d[2 * row] = a - b;
+        d[3 * row] = c + e;
+        d[4 * row] = c - e;
+        d[5 * row] = 4 * d1 - 5 * d3 + d5;
     }}
 }}
 """
 
 POINTS = """\
-/* B from the right, for `count` tiles from `first` on: 36 points of each, `apart` from one point to the next. */
-static inline void gc_winograd_points_{S}(
-    {T} *restrict to, int64_t apart, const {T} *restrict strip, int64_t step, int64_t first, const int64_t count)
+/* B from the right, for the tile that begins there: 36 points for {lanes} channels, `apart` from one to the next. */
+static inline void gc_winograd_points{lanes}_{S}(
+    {T} *restrict to, int64_t apart, const {T} *restrict strip, int64_t columns)
 {{
     for (int64_t k = 0; k < 6; k++) {{
-        const {T} *const d = strip + k * 4 * step + first;
-        {T} *const v = to + k * 6 * apart;
-        for (int64_t t = 0; t < count; t++) {{
-            const {T} d0 = d[t], d1 = d[step + t], d2 = d[2 * step + t], d3 = d[3 * step + t];
-            const {T} d4 = d[t + 1], d5 = d[step + t + 1];
+        for (int64_t lane = 0; lane < {lanes}; lane++) {{
+            const {T} *const d = strip + k * columns * {lanes} + lane;
+            {T} *const v = to + k * 6 * apart + lane;
+            const {T} d0 = d[0], d1 = d[{lanes}], d2 = d[2 * {lanes}], d3 = d[3 * {lanes}];
+            const {T} d4 = d[4 * {lanes}], d5 = d[5 * {lanes}];
             const {T} a = d4 - 4 * d2, b = d3 - 4 * d1, c = d4 - d2, e = 2 * (d3 - d1);
-            v[t] = 4 * d0 - 5 * d2 + d4;
-            v[apart + t] = a + b;
-            v[2 * apart + t] = a - b;
-            v[3 * apart + t] = c + e;
-            v[4 * apart + t] = c - e;
-            v[5 * apart + t] = 4 * d1 - 5 * d3 + d5;
+            v[0] = 4 * d0 - 5 * d2 + d4;
+            v[apart] = a + b;
+            v[2 * apart] = a - b;
+            v[3 * apart] = c + e;
+            v[4 * apart] = c - e;
+            v[5 * apart] = 4 * d1 - 5 * d3 + d5;
         }}
     }}
 }}
@@ -166,3 +166,72 @@ static inline void gc_winograd_result{lanes}_{S}({T} *restrict y, const {T} *res
     gc_transpose{lanes}_{S}(y + 8 * {lanes});
 }}
 """
+
+SPREAD = """\
+/* A * y * A^T of the tile of 4 x 4 cotangents that begins there: 36 points for {lanes} channels, `apart`. */
+static inline void gc_winograd_spread{lanes}_{S}(
+    {T} *restrict to, int64_t apart, const {T} *restrict strip, int64_t columns)
+{{
+    {T} h[24 * {lanes}];
+    for (int64_t j = 0; j < 4; j++) {{
+        for (int64_t lane = 0; lane < {lanes}; lane++) {{
+            const {T} *const y = strip + j * {lanes} + lane;
+            const {T} y0 = y[0], y1 = y[columns * {lanes}];
+            const {T} y2 = y[2 * columns * {lanes}], y3 = y[3 * columns * {lanes}];
+            const {T} even = y0 + y2, odd = y1 + y3, near = y0 + 4 * y2, far = 2 * y1 + 8 * y3;
+            {T} *const to_row = h + j * {lanes} + lane;
+            to_row[0] = y0;
+            to_row[4 * {lanes}] = even + odd;
+            to_row[8 * {lanes}] = even - odd;
+            to_row[12 * {lanes}] = near + far;
+            to_row[16 * {lanes}] = near - far;
+            to_row[20 * {lanes}] = y3;
+        }}
+    }}
+    for (int64_t k = 0; k < 6; k++) {{
+        for (int64_t lane = 0; lane < {lanes}; lane++) {{
+            const {T} *const y = h + k * 4 * {lanes} + lane;
+            const {T} y0 = y[0], y1 = y[{lanes}], y2 = y[2 * {lanes}], y3 = y[3 * {lanes}];
+            const {T} even = y0 + y2, odd = y1 + y3, near = y0 + 4 * y2, far = 2 * y1 + 8 * y3;
+            {T} *const v = to + k * 6 * apart + lane;
+            v[0] = y0;
+            v[apart] = even + odd;
+            v[2 * apart] = even - odd;
+            v[3 * apart] = near + far;
+            v[4 * apart] = near - far;
+            v[5 * apart] = y3;
+        }}
+    }}
+}}
+"""
+
+TAPS = """\
+/* G^T * u * G: 36 sums, `step` apart, become the gradient of 9 taps, for {lanes} channels. */
+static inline void gc_winograd_taps{lanes}_{S}({T} *restrict taps, const {T} *restrict u, int64_t step) {{
+    {T} h[18 * {lanes}];
+    for (int64_t j = 0; j < 6; j++) {{
+        for (int64_t lane = 0; lane < {lanes}; lane++) {{
+            const {T} *const p = u + j * step + lane;
+            const {T} a = p[6 * step], b = p[12 * step], c = p[18 * step], e = p[24 * step];
+            const {T} even = (a + b) * ({T})(-1.0 / 6), near = c + e;
+            h[j * {lanes} + lane] = p[0] * ({T})0.25 + even + near * ({T})(1.0 / 24);
+            h[(6 + j) * {lanes} + lane] = (b - a) * ({T})(1.0 / 6) + (c - e) * ({T})(1.0 / 12);
+            h[(12 + j) * {lanes} + lane] = even + near * ({T})(1.0 / 6) + p[30 * step];
+        }}
+    }}
+    for (int64_t i = 0; i < 3; i++) {{
+        for (int64_t lane = 0; lane < {lanes}; lane++) {{
+            const {T} *const p = h + i * 6 * {lanes} + lane;
+            const {T} a = p[{lanes}], b = p[2 * {lanes}], c = p[3 * {lanes}], e = p[4 * {lanes}];
+            const {T} even = (a + b) * ({T})(-1.0 / 6), near = c + e;
+            taps[i * 3 * {lanes} + lane] = p[0] * ({T})0.25 + even + near * ({T})(1.0 / 24);
+            taps[(i * 3 + 1) * {lanes} + lane] = (b - a) * ({T})(1.0 / 6) + (c - e) * ({T})(1.0 / 12);
+            taps[(i * 3 + 2) * {lanes} + lane] = even + near * ({T})(1.0 / 6) + p[5 * {lanes}];
+        }}
+    }}
+}}
+"""
+
+BY_LANES = {
+    "strip": STRIP, "rows": ROWS, "points": POINTS, "result": RESULT, "spread": SPREAD, "taps": TAPS
+}  # fmt: skip

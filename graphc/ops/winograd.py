@@ -1,9 +1,13 @@
-"""Winograd's minimal filtering F(4x4, 3x3): convolutions with 3x3 kernels by a quarter of the products.
+"""Winograd's minimal filtering F(4x4, 3x3): convolutions with 3x3 kernels, and their gradients, by a quarter of the
+products.
 
 An image is cut into tiles of 4x4 results. Each tile reads 6x6 pixels, which are transformed (``B^T d B``),
 multiplied point by point with transformed weights (``G g G^T``) and summed over the channels, and
 transformed back (``A^T m A``): 36 products for 16 results instead of 144. The sums over channels are 36 matrix
 products, which run in the same register tiles as every other.
+
+The gradient for the weights is the adjoint of that: ``G^T (sum_tiles (A grad A^T) . (B^T d B)) G``, where grad are
+the 4x4 cotangents of a tile. So 36 matrices of (channels, channels) are summed over the tiles of all images.
 
 Numerics: the transforms' constants up to 8 magnify rounding: the largest error is about ten times that of
 the direct sum, relative to the largest result.
@@ -25,7 +29,6 @@ from graphc.types import Shape, Size, TensorType
 
 TILE = 4  # results along each side
 POINTS = 36  # products of a tile
-SLOTS = 8  # places for the tiles of a group in the workspace
 
 _B = np.array([
     [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
@@ -85,7 +88,11 @@ class WinogradWeight(Op):
 
 @dataclass(frozen=True)
 class WinogradSpec:
-    """Loops of the convolution. ``chunk`` rows of tiles are transformed, then multiplied, at a time."""
+    """Loops of the convolution. ``chunk`` rows of tiles are transformed, then multiplied, at a time.
+
+    ``sums`` vectors of sums are held in registers; ``chunks`` says how many there are at the largest batch, where
+    the kernel depends on it.
+    """
 
     n: Size
     c: int
@@ -98,6 +105,7 @@ class WinogradSpec:
     lanes: int
     sums: int
     chunk: int
+    chunks: int = 0
 
     @property
     def tiles(self) -> Pair:
@@ -172,10 +180,10 @@ class WinogradConv2d(Packed):
         )
 
     def workspace(self, out: TensorType, *types: TensorType) -> Shape:
-        """Return the shape of the transformed tiles of one chunk: (groups of tiles, points, channels, tiles)."""
+        """Return the shape of one chunk's transformed tiles: (groups, points, channels/lanes, tiles, lanes)."""
         spec = self.spec(out, *types)
-        parts, together, _ = spec.groups
-        return (-(-self.chunk // together) * parts, POINTS, spec.c, SLOTS)
+        parts, together, side = spec.groups
+        return (-(-self.chunk // together) * parts, POINTS, -(-spec.c // self.lanes), side, self.lanes)
 
     def flops(self, out: TensorType, *types: TensorType) -> Size:
         """Return two operations a product; the transforms do not count."""
@@ -186,3 +194,84 @@ class WinogradConv2d(Packed):
     def epilogue_axes(self, shape: Shape) -> tuple[str, ...]:
         """Return the loop indices of an image tensor."""
         return ("n", "o", "y", "x")
+
+
+@dataclass(frozen=True)
+class WinogradConv2dBackwardWeight(Packed):
+    """The weights' gradient (o, c, 3, 3) from x (n, c, h, w), with padding at top and left, and grad (n, o, oh, ow).
+
+    Sources: Lavin and Gray 2016, as above; the gradient is the transposed algorithm.
+    """
+
+    label: ClassVar[str] = "conv2d_backward_weight"
+    template: ClassVar[str] = "winograd_conv2d_backward_weight"
+    operand_names: ClassVar[tuple[str, ...]] = ("in", "grad")
+    padding: Pair
+    lanes: int
+    sums: int
+    chunk: int
+    chunks: int  # at the largest batch
+
+    @property
+    def attributes(self) -> str:
+        """The method."""
+        return f"Winograd F(4x4, 3x3), {self.lanes} channels a vector, padding {self.padding}"
+
+    @property
+    def formula(self) -> str:
+        """The sum."""
+        return (
+            "out[o][c] = G^T (sum_tiles (A grad[n][o] A^T) . (B^T padded[n][c] B)) G, "
+            "where . multiplies point by point: the adjoint of Winograd's F(4x4, 3x3)"
+        )
+
+    def result(self, *shapes: Shape) -> Shape:
+        """Return (o, c, 3, 3)."""
+        x, grad = shapes
+        return (grad[1], x[1], 3, 3)
+
+    def reference(self, *arrays: np.ndarray) -> np.ndarray:
+        """Transform both, multiply, transform back."""
+        x, grad = arrays
+        n, c, h, w = x.shape
+        (oh, ow), (top, left) = grad.shape[2:], self.padding
+        th, tw = -(-oh // TILE), -(-ow // TILE)
+        image = np.zeros((n, c, th * TILE + 2, tw * TILE + 2))
+        height, width = min(h, image.shape[2] - top), min(w, image.shape[3] - left)
+        image[:, :, top : top + height, left : left + width] = x[:, :, :height, :width]
+        cotangent = np.zeros((n, grad.shape[1], th * TILE, tw * TILE))
+        cotangent[:, :, :oh, :ow] = grad
+        total = np.zeros((grad.shape[1], c, 6, 6))
+        for y in range(0, th * TILE, TILE):
+            for z in range(0, tw * TILE, TILE):
+                d = np.einsum("ik,nckl,jl->ncij", _B, image[:, :, y : y + 6, z : z + 6], _B)
+                m = np.einsum("ki,nokl,lj->noij", _A, cotangent[:, :, y : y + TILE, z : z + TILE], _A)
+                total += np.einsum("ncij,noij->ocij", d, m)
+        return np.asarray(np.einsum("ki,ockl,lj->ocij", _G, total, _G))
+
+    def spec(self, out: TensorType, *types: TensorType) -> WinogradSpec:
+        """Return the extents."""
+        n, c, h, w = types[0].shape
+        _, o, oh, ow = types[1].shape
+        assert isinstance(c, int) and isinstance(h, int) and isinstance(w, int)
+        assert isinstance(o, int) and isinstance(oh, int) and isinstance(ow, int)
+        return WinogradSpec(
+            n, c, h, w, o, oh, ow, self.padding, self.lanes, self.sums, self.chunk, self.chunks
+        )
+
+    def workspace(self, out: TensorType, *types: TensorType) -> Shape:
+        """Return the shape of one chunk's transformed tiles and, if there are several, the sums of all chunks."""
+        spec = self.spec(out, *types)
+        depth, blocks = -(-spec.c // self.lanes), -(-spec.o // self.lanes)
+        tiles = POINTS * self.chunk * spec.tiles[1] * (depth + blocks)
+        return (tiles + (9 * spec.c * blocks if self.chunks > 1 else 0), self.lanes)
+
+    def flops(self, out: TensorType, *types: TensorType) -> Size:
+        """Return two operations a product; the transforms do not count."""
+        spec = self.spec(out, *types)
+        rows, columns = spec.tiles
+        return spec.n * (rows * columns * POINTS * 2 * spec.o * spec.c)
+
+    def epilogue_axes(self, shape: Shape) -> tuple[str, ...]:
+        """Return the loop indices of weights."""
+        return ("o", "c", "i", "j")

@@ -32,7 +32,7 @@ from graphc.ops.packed import (
     tap_channels,
     tap_rows,
 )
-from graphc.ops.winograd import POINTS, TILE, WinogradConv2d, WinogradWeight
+from graphc.ops.winograd import POINTS, TILE, WinogradConv2d, WinogradConv2dBackwardWeight, WinogradWeight
 from graphc.types import ITEMSIZE, Shape, TensorType, at, static_shape
 
 # A kernel's tile of a padded image lives on its thread's stack.
@@ -41,6 +41,7 @@ _TILE_BYTES = 2**18
 _WINOGRAD_CHANNELS = 32
 _WINOGRAD_TILES = 16
 _WORKSPACE_BYTES = 2**22  # of transformed tiles: a share of the cache that all cores have in common
+_GRADIENT_TILES = 64  # at the least: for every chunk of them, sums are transformed back
 _SHARES = 8  # of the batch, where a weights' gradient has fewer parts that threads could share
 _POOLED_ROWS = 3  # the rows of the output that a tile serves at the least, where pooling is fused
 
@@ -98,20 +99,20 @@ def _convolution(
     packed = Pack(0, lanes)(weight, name=weight.name)
     op = PackedConv2d(channels, stride, dilation, lanes, isa.room(lanes, node.dtype), border)
     out = op.infer(x.type, packed.type)
-    if stride == dilation == border.spread == (1, 1) and _winograd_pays(layouts, out, weight):
+    if stride == dilation == border.spread == (1, 1) and _winograd_pays(layouts, out, weight.shape):
         return _winograd(layouts, node, out, x, weight, border, lanes)
     if border and op.spec(out, x.type, packed.type).tile_bytes(_POOLED_ROWS) > _TILE_BYTES:
         op, x = replace(op, border=Border()), _bordered(x, border)
     return apply(op, (x, packed), node.name, node.source)
 
 
-def _winograd_pays(layouts: Layouts, out: TensorType, weight: Node) -> bool:
+def _winograd_pays(layouts: Layouts, out: TensorType, weight: Shape) -> bool:
     """Whether a quarter of the products outweighs the transforms, and weights four times as large.
 
     The transforms grow with the channels of one side, the products with those of both. The weights are
     read once for every group of tiles: few tiles leave the memory as the limit.
     """
-    o, c, *kernel = static_shape(weight.shape)
+    o, c, *kernel = static_shape(weight)
     if not layouts.winograd or kernel != [3, 3] or out.dtype != "float32" or min(o, c) < _WINOGRAD_CHANNELS:
         return False
     height, width = static_shape(out.shape[2:])
@@ -235,6 +236,8 @@ def _backward_weight(layouts: Layouts, node: Node, op: Conv2dBackwardWeight, x: 
     border, lanes, stride = Border(g.padding), isa.register_lanes(channels, node.dtype), g.stride
     if (kh, kw) == (1, 1) and stride != (1, 1) and not border:
         x, stride = _every(x, stride, grad.shape), (1, 1)
+    if stride == g.dilation == (1, 1) and _winograd_pays(layouts, grad.type, node.shape):
+        return _winograd_gradient(layouts, node, x, grad, (g.padding[0][0], g.padding[1][0]), lanes)
     sums = isa.room(lanes, node.dtype)
     kernel = PackedConv2dBackwardWeight((kh, kw), stride, g.dilation, lanes, sums, border)
     spec = kernel.spec(node.type, x.type, grad.type)
@@ -245,6 +248,20 @@ def _backward_weight(layouts: Layouts, node: Node, op: Conv2dBackwardWeight, x: 
         if spec.tile_bytes(1, tap_channels(spec)) > _TILE_BYTES:
             kernel, x = replace(kernel, border=Border()), _bordered(x, border)
     return apply(kernel, (x, grad), node.name, node.source)
+
+
+def _winograd_gradient(layouts: Layouts, node: Node, x: Node, grad: Node, padding: Pair, lanes: int) -> Node:
+    depth, blocks = (-(-shape // lanes) for shape in static_shape((x.shape[1], grad.shape[1])))
+    oh, ow = static_shape(grad.shape[2:])
+    columns = -(-ow // TILE)
+    rows = at(grad.shape[0], layouts.batch) * -(-oh // TILE)
+    row_bytes = columns * POINTS * (depth + blocks) * lanes * ITEMSIZE[node.dtype]
+    chunks = -(-rows // max(_WORKSPACE_BYTES // row_bytes, -(-_GRADIENT_TILES // columns)))
+    # A task's sums are those of a vector with one or several vectors of the image's channels.
+    room = layouts.isa.room(lanes, node.dtype) // lanes
+    beside = max(k for k in range(1, max(room, 1) + 1) if depth % k == 0)
+    op = WinogradConv2dBackwardWeight(padding, lanes, beside * lanes, -(-rows // chunks), chunks)
+    return apply(op, (x, grad), node.name, node.source)
 
 
 def _product(isa: Isa, node: Node, op: MatMul, a: Node, b: Node) -> Node | None:
