@@ -160,6 +160,17 @@ def lenet_module(
     )  # fmt: skip
 
 
+def winograd_module(name: str = "tiles", *, dtype: str = "float32", guarded: bool = False) -> Emission:
+    """Return 3x3 convolutions with enough channels for Winograd's method; sums of one gradient come in two chunks."""
+    x = gc.input("x", ("N", 3, 17, 40))
+    h = gc.relu(gc.nn.conv2d(x, 35, kernel=3, padding=1, name="conv1"))
+    h = gc.nn.max_pool2d(gc.relu(gc.nn.conv2d(h, 64, kernel=3, padding=1, name="conv2")), 2)
+    h = gc.nn.conv2d(h, 33, kernel=3, name="conv3")
+    return emission(
+        name, {"h": gc.mean(h, (2, 3))}, gc.mean(h * h), gc.SGD(lr=0.01), batch=6, dtype=dtype, guarded_arena=guarded
+    )  # fmt: skip
+
+
 def compile_objects(
     compiler: str, paths: Sequence[Path], flags: Sequence[str], jobs: int = 2
 ) -> list[tuple[Path, str]]:
@@ -404,5 +415,5 @@ def _is_spread(p: Program, entry: Entry) -> bool:
 
 __all__ = [
     "COMPILERS", "GUARD", "STRICT", "Emission", "arena_buffers", "compile_objects", "driver", "emission",
-    "lenet_module", "make_inputs", "sample_modules", "spread",
+    "lenet_module", "make_inputs", "sample_modules", "spread", "winograd_module",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from emitted import Emission, driver, emission, lenet_module, sample_modules
+from emitted import Emission, driver, emission, lenet_module, sample_modules, winograd_module
 
 import graphc as gc
 from graphc.build import BuildOptions, build_program
@@ -43,7 +43,8 @@ def run_sanitized(
 
 
 def assert_clean(dtype: DType, openmp: bool) -> None:
-    modules = [*sample_modules(dtype, guarded=True), lenet_module(dtype=dtype, guarded=True)]
+    nets = [make(dtype=dtype, guarded=True) for make in (lenet_module, winograd_module)]
+    modules = [*sample_modules(dtype, guarded=True), *nets]
     result = run_sanitized(modules, openmp)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[:6000]
     assert result.stdout.count("batch") == 3 * len(modules)

@@ -7,7 +7,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from emitted import COMPILERS, STRICT, compile_objects, emission, lenet_module, sample_modules
+from emitted import (
+    COMPILERS,
+    STRICT,
+    compile_objects,
+    emission,
+    lenet_module,
+    sample_modules,
+    winograd_module,
+)
 
 import graphc as gc
 from graphc.types import DType
@@ -17,7 +25,7 @@ OPTIMISED = ("-O2", "-ffp-contract=off")
 
 
 def assert_no_warnings(compiler: str, dtype: DType, flags: tuple[str, ...], folder: Path) -> None:
-    modules = [*sample_modules(dtype), lenet_module(dtype=dtype)]
+    modules = [*sample_modules(dtype), lenet_module(dtype=dtype), winograd_module(dtype=dtype)]
     failed = compile_objects(
         compiler, [path for m in modules for path in m.write(folder)], (*STRICT, *OPTIMISED, *flags)
     )
