@@ -13,6 +13,8 @@ import graphc as gc
 from graphc.errors import GraphcError, RangeError, ShapeError
 from graphc.graph.node import topological
 from graphc.ops.elementwise import Elementwise
+from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex, pool_geometry
+from graphc.types import N
 
 # ---------------------------------------------------------------- derivative from the output
 
@@ -209,6 +211,36 @@ def test_several_inputs_and_outputs_and_a_tensor_used_many_times() -> None:
         step = np.eye(3)[k] * 1e-6
         difference = (forward(values + step)[1] - forward(values - step)[1]) / 2e-6
         assert module.grads["w"][k] == pytest.approx(difference, rel=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"),
+    [((3, 3), (2, 2), (1, 1), (1, 1)), ((2, 3), (1, 2), (1, 0), (1, 1)), ((3, 2), (2, 2), (1, 1), (2, 3))],
+)
+def test_max_pooling_takes_the_first_of_equals(
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    dtype: str,
+) -> None:
+    """Of equal elements, and of NaNs, which beat everything, the first in the window counts, row by row."""
+    shape = (N, 3, 13, 37)
+    geometry = pool_geometry(shape, kernel, stride, padding, dilation, False)
+    x = gc.input("x", ("N", *shape[1:]))
+    value, index = MaxPool2d(geometry)(x), MaxPool2dIndex(geometry)(x)
+    module = gc.compile({"value": value, "index": index}, batch=4, dtype=dtype)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 3, (4, 3, 13, 37)).astype(dtype)
+    images[rng.random(images.shape) < 0.02] = np.nan
+    images[rng.random(images.shape) < 0.3] = -np.inf
+    got = module.predict(x=images)
+    np.testing.assert_array_equal(got["value"], value.op.reference(images))
+    np.testing.assert_array_equal(
+        np.where(np.isneginf(got["value"]), 0, got["index"]),  # a window of -inf alone has no maximum
+        np.where(np.isneginf(got["value"]), 0, index.op.reference(images)),
+    )
 
 
 def test_shared_parameters_and_tied_weights() -> None:

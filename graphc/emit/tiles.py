@@ -312,17 +312,14 @@ def tile_helpers(text: str, isa: Isa) -> list[str]:
     found = []
     for name, definition in (("bordered", _BORDERED), ("copy", _COPY), ("strip", _STRIP)):
         found += [definition.format(T=t, S=s) for s, t in _TYPES.items() if f"gc_{name}_{s}(" in text]
-    transforms, packs = _used(text, "gc_winograd_weights"), _used(text, "gc_pack")
-    strips, results = _used(text, "gc_winograd_strip"), _used(text, "gc_winograd_result")
+    packs, strips = _used(text, "gc_pack"), _used(text, "gc_winograd_(?:strip|weights)")
+    results = _used(text, "gc_winograd_result")
     # What a helper calls is used too, though the text does not say so.
-    text += "".join(f" gc_winograd_weight_{s}(" for _, s in transforms)
     text += "".join(f" gc_columns{n}_{s}" for n, s in packs + strips)
     text += "".join(f" gc_transpose{n}_{s}" for n, s in results)
     turned, columns = _used(text, "gc_transpose"), _used(text, "gc_columns")
     text += "".join(f" gc_vec{n}_{s}" for n, s in turned + columns)
     text += "".join(f" gc_vec8_{s}" for n, s in columns if min(n, isa.register_bytes // _BYTES[s]) > 8)
-    found += [winograd.WEIGHT.format(T=_TYPES[s], S=s) for s in "fd" if f"gc_winograd_weight_{s}(" in text]
-    found += [winograd.WEIGHTS.format(lanes=n, S=s, T=_TYPES[s]) for n, s in transforms]
     if vectors := _used(text, "gc_vec"):
         found += _vectors(vectors, isa)
         found += [_transpose(n, s, isa) for n, s in turned]

@@ -24,54 +24,66 @@ def winograd_facts(template: str, spec: WinogradSpec) -> dict[str, Any]:
             "side": side, "apart": depth * side * spec.lanes}  # fmt: skip
 
 
-WEIGHT = """\
-/* u = G * g * G^T for `lanes` kernels of 3 x 3 side by side. */
-static inline void gc_winograd_weight_{S}({T} *restrict u, const {T} *restrict g, const int64_t lanes) {{
-    for (int64_t lane = 0; lane < lanes; lane++) {{
-        {T} h[18];
-        for (int j = 0; j < 3; j++) {{
-            const {T} g0 = g[j * lanes + lane], g1 = g[(3 + j) * lanes + lane], g2 = g[(6 + j) * lanes + lane];
+WEIGHTS = """\
+/* G * g * G^T for {lanes} kernels side by side, of which tap t is `step` * t from g on: 36 points, `apart`. */
+static inline void gc_winograd_weight{lanes}_{S}(
+    {T} *restrict u, int64_t apart, const {T} *restrict g, int64_t step)
+{{
+    {T} h[18 * {lanes}];
+    for (int64_t j = 0; j < 3; j++) {{
+        for (int64_t lane = 0; lane < {lanes}; lane++) {{
+            const {T} *const p = g + j * step + lane;
+            const {T} g0 = p[0], g1 = p[3 * step], g2 = p[6 * step];
             const {T} even = (g0 + g2) * ({T})(-1.0 / 6), odd = g1 * ({T})(-1.0 / 6);
             const {T} near = g0 * ({T})(1.0 / 24) + g2 * ({T})(1.0 / 6), far = g1 * ({T})(1.0 / 12);
-            h[j] = g0 * ({T})0.25;
-            h[3 + j] = even + odd;
-            h[6 + j] = even - odd;
-            h[9 + j] = near + far;
-            h[12 + j] = near - far;
-            h[15 + j] = g2;
+            {T} *const to = h + j * {lanes} + lane;
+            to[0] = g0 * ({T})0.25;
+            to[3 * {lanes}] = even + odd;
+            to[6 * {lanes}] = even - odd;
+            to[9 * {lanes}] = near + far;
+            to[12 * {lanes}] = near - far;
+            to[15 * {lanes}] = g2;
         }}
-        for (int i = 0; i < 6; i++) {{
-            const {T} g0 = h[i * 3], g1 = h[i * 3 + 1], g2 = h[i * 3 + 2];
+    }}
+    for (int64_t i = 0; i < 6; i++) {{
+        GC_SIMD
+        for (int64_t lane = 0; lane < {lanes}; lane++) {{
+            const {T} *const p = h + i * 3 * {lanes} + lane;
+            const {T} g0 = p[0], g1 = p[{lanes}], g2 = p[2 * {lanes}];
             const {T} even = (g0 + g2) * ({T})(-1.0 / 6), odd = g1 * ({T})(-1.0 / 6);
             const {T} near = g0 * ({T})(1.0 / 24) + g2 * ({T})(1.0 / 6), far = g1 * ({T})(1.0 / 12);
-            u[(i * 6) * lanes + lane] = g0 * ({T})0.25;
-            u[(i * 6 + 1) * lanes + lane] = even + odd;
-            u[(i * 6 + 2) * lanes + lane] = even - odd;
-            u[(i * 6 + 3) * lanes + lane] = near + far;
-            u[(i * 6 + 4) * lanes + lane] = near - far;
-            u[(i * 6 + 5) * lanes + lane] = g2;
+            {T} *const to = u + i * 6 * apart + lane;
+            to[0] = g0 * ({T})0.25;
+            to[apart] = even + odd;
+            to[2 * apart] = even - odd;
+            to[3 * apart] = near + far;
+            to[4 * apart] = near - far;
+            to[5 * apart] = g2;
         }}
     }}
 }}
-"""
 
-WEIGHTS = """\
 /* Transforms o * c kernels of 3 x 3, whose elements lie as the steps say, into vectors of {lanes} channels. */
 static inline void gc_winograd_weights{lanes}_{S}(
     {T} *restrict out, const {T} *restrict in, int64_t o, int64_t c, int64_t o_step, int64_t c_step, int64_t i_step,
     int64_t j_step, int threads)
 {{
+    const int64_t whole = i_step == 3 * j_step && j_step * j_step == 1; /* nine neighbours, forward or backward */
     GC_PARALLEL_FOR(threads)
     for (int64_t block = 0; block < (o + {lanes} - 1) / {lanes}; block++) {{
+        const int64_t live = o - block * {lanes} < {lanes} ? o - block * {lanes} : {lanes};
         for (int64_t channel = 0; channel < c; channel++) {{
-            {T} g[9 * {lanes}] = {{0}}, u[36 * {lanes}];
-            for (int64_t lane = 0; lane < {lanes} && block * {lanes} + lane < o; lane++) {{
-                const {T} *const from = in + (block * {lanes} + lane) * o_step + channel * c_step;
-                for (int64_t k = 0; k < 9; k++) g[k * {lanes} + lane] = from[k / 3 * i_step + k % 3 * j_step];
-            }}
-            gc_winograd_weight_{S}(u, g, {lanes});
-            for (int64_t k = 0; k < 36; k++)
-                memcpy(out + ((block * 36 + k) * c + channel) * {lanes}, u + k * {lanes}, {lanes} * sizeof *u);
+            {T} g[9 * {lanes}];
+            const {T} *const from = in + block * {lanes} * o_step + channel * c_step;
+            if (whole) gc_columns{lanes}_{S}(g, j_step < 0 ? from - 8 : from, o_step, live, 9);
+            else
+                for (int64_t k = 0; k < 9; k++)
+                    for (int64_t lane = 0; lane < {lanes}; lane++)
+                        g[k * {lanes} + lane] =
+                            lane < live ? from[lane * o_step + k / 3 * i_step + k % 3 * j_step] : 0;
+            const int64_t last = whole && j_step < 0 ? 8 * {lanes} : 0;
+            gc_winograd_weight{lanes}_{S}(
+                out + (block * 36 * c + channel) * {lanes}, c * {lanes}, g + last, last ? -{lanes} : {lanes});
         }}
     }}
 }}
@@ -233,5 +245,6 @@ static inline void gc_winograd_taps{lanes}_{S}({T} *restrict taps, const {T} *re
 """
 
 BY_LANES = {
-    "strip": STRIP, "rows": ROWS, "points": POINTS, "result": RESULT, "spread": SPREAD, "taps": TAPS
+    "weights": WEIGHTS, "strip": STRIP, "rows": ROWS, "points": POINTS, "result": RESULT,
+    "spread": SPREAD, "taps": TAPS,
 }  # fmt: skip

@@ -48,25 +48,27 @@ static void out_max_pool2d(const float *restrict in, float *restrict out, const 
         for (int64_t c = 0; c < 3; c++) {
             const float *const image = in + (n * 3 + c) * 81;
             for (int64_t y = 0; y < 5; y++) {
-                float best[5];
-                for (int64_t x = 0; x < 5; x++) best[x] = -INFINITY;
+                float top[9], best[5];
+                for (int64_t w = 0; w < 9; w++) top[w] = -INFINITY;
                 const int64_t i_shift = y * 2 - 1;
                 const int64_t i_end = gc_end_inside(i_shift, 1, 9, 3);
                 for (int64_t i = gc_first_inside(i_shift, 1); i < i_end; i++) {
                     const int64_t h = i_shift + i;
                     const float *const row = image + h * 9;
-                    for (int64_t x = 1; x < 5; x++) {
-                        const float value = row[x * 2 - 1];
-                        best[x] = (value > best[x] || value != value) ? value : best[x];
-                    }
-                    for (int64_t x = 0; x < 5; x++) {
-                        const float value = row[x * 2];
-                        best[x] = (value > best[x] || value != value) ? value : best[x];
-                    }
-                    for (int64_t x = 0; x < 4; x++) {
-                        const float value = row[x * 2 + 1];
-                        best[x] = (value > best[x] || value != value) ? value : best[x];
-                    }
+                    for (int64_t w = 0; w < 9; w++) top[w] = (row[w] > top[w] || row[w] != row[w]) ? row[w] : top[w];
+                }
+                for (int64_t x = 0; x < 5; x++) best[x] = -INFINITY;
+                for (int64_t x = 1; x < 5; x++) {
+                    const float value = top[x * 2 - 1];
+                    best[x] = (value > best[x] || value != value) ? value : best[x];
+                }
+                for (int64_t x = 0; x < 5; x++) {
+                    const float value = top[x * 2];
+                    best[x] = (value > best[x] || value != value) ? value : best[x];
+                }
+                for (int64_t x = 0; x < 4; x++) {
+                    const float value = top[x * 2 + 1];
+                    best[x] = (value > best[x] || value != value) ? value : best[x];
                 }
                 for (int64_t x = 0; x < 5; x++) {
                     const float acc = best[x];

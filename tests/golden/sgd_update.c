@@ -90,11 +90,16 @@ static inline void gc_columns8_f(float *to, const float *from, int64_t stride, i
     whole = count - count % 8;
     for (int64_t x = 0; x < whole; x += 8) { /* in three rounds of taking turns */
         for (int64_t part = 0; part < 8; part += 8) {
-            float table[8 * 8] = {0};
             gc_vec8_f row[8], next[8];
-            for (int64_t k = 0; k < 8 && part + k < live; k++)
-                memcpy(table + k * 8, from + (part + k) * stride + x, 8 * sizeof *to);
-            for (int k = 0; k < 8; k++) row[k] = GC_LOAD(gc_vec8_f, table + k * 8);
+            if (part + 8 <= live) {
+                const float *const rows = from + part * stride + x;
+                for (int k = 0; k < 8; k++) row[k] = GC_LOAD(gc_vec8_f, rows + k * stride);
+            } else {
+                float table[8 * 8] = {0};
+                for (int64_t k = 0; part + k < live; k++)
+                    memcpy(table + k * 8, from + (part + k) * stride + x, 8 * sizeof *to);
+                for (int k = 0; k < 8; k++) row[k] = GC_LOAD(gc_vec8_f, table + k * 8);
+            }
             for (int round = 0; round < 3; round++) {
                 for (int k = 0; k < 4; k++) {
                     next[k] = __builtin_shufflevector(row[2 * k], row[2 * k + 1], 0, 2, 4, 6, 8, 10, 12, 14);
