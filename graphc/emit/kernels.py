@@ -9,16 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from graphc.emit.packed import flat_pixels, packed_facts
+from graphc.emit.pooling import pool_facts
 from graphc.emit.text import C_TYPE, SUFFIX, BodyText, extent, linear, literal
 from graphc.emit.winograd import winograd_facts
-from graphc.ops.pool2d import PoolGeometry
 from graphc.program.ir import Access, Accumulate, Epilogue, Kernel, LoopSpec, Statement, Sweep
 from graphc.types import DType, Extent, Size, at, contiguous_strides, product
 
 LANES = 16
 # A tile row of a direct convolution lives on the stack of its thread.
 _BLOCKS = (4, 2, 1)
-_WINDOWS = 128
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ def anchor_context(kernel: Kernel, batch: int) -> dict[str, Any]:
             (spec.c if kernel.template == "conv2d_backward_data" else spec.o) // g.groups
         )
     if "pool2d" in kernel.template:
-        values |= _pool_facts(spec)
+        values |= pool_facts(kernel)
     if kernel.template.startswith("packed_"):
         values |= packed_facts(kernel)
     if kernel.template.startswith("winograd_"):
@@ -254,48 +253,6 @@ def pack_context(kernel: Kernel) -> dict[str, Any]:
         "target": linear(Access((size, *contiguous_strides(spec.extents))), ["block", *names]),
         "T": C_TYPE[kernel.dtype],
     }
-
-
-def _pool_facts(spec: Any) -> dict[str, Any]:
-    """Return which windows leave the image, and the count of an average where all windows have the same."""
-    g = spec.geometry
-    columns = _columns(g, spec.w)
-    shifts = [column.shift for column in columns] or [0]
-    margin = max(0, *shifts)
-    leaves = [
-        p > 0 or (o - 1) * s + (k - 1) * d - p >= size
-        for p, o, s, k, d, size in zip(
-            g.padding, g.out, g.stride, g.kernel, g.dilation, (spec.h, spec.w), strict=True
-        )
-    ]
-    bands = [b for b in range(1, g.out[0] + 1) if g.out[0] % b == 0 and b * g.out[1] <= _WINDOWS]
-    return {
-        "band": max(bands, default=1),  # rows of windows whose cotangents are spread at a time
-        "leaves_h": leaves[0],
-        "leaves_w": leaves[1],
-        "ragged": g.out[0] * g.kernel[0] != spec.h or g.out[1] * g.kernel[1] != spec.w,
-        "constant_count": spec.divisor or (None if any(leaves) else g.area),
-        "columns": columns,
-        # A row of windows spread out by the stride, with room for every shift: what a pixel reads lies side by
-        # side, and no two writes meet (gcc 12 reorders adds to neighbours that overlap).
-        "margin": margin,
-        "line": max(spec.w + margin - min(shifts), margin + (g.out[1] - 1) * g.stride[1] + 1),
-    }
-
-
-def _columns(g: PoolGeometry, width: int) -> list[SimpleNamespace]:
-    """Return, for every column of a window, the windows x in [begin, end) for which it lies inside the image.
-
-    Column j of window x is column ``x*stride + shift`` of the image.
-    """
-    found = []
-    for j in range(g.kernel[1]):
-        shift = j * g.dilation[1] - g.padding[1]
-        begin = max(0, -(shift // g.stride[1]))
-        end = min(g.out[1], (width - 1 - shift) // g.stride[1] + 1)
-        if begin < end:
-            found.append(SimpleNamespace(j=j, shift=shift, begin=begin, end=end))
-    return found
 
 
 def _matmul_tiles(spec: Any) -> dict[str, Any]:

@@ -24,17 +24,6 @@
 #define GC_SIMD
 #endif
 
-/* For positions k * stride + shift: the first k that is not below 0, and the end of those k below `width`
- * (and below `count`). */
-static inline int64_t gc_first_inside(int64_t shift, int64_t stride) {
-    return shift < 0 ? (-shift + stride - 1) / stride : 0;
-}
-static inline int64_t gc_end_inside(int64_t shift, int64_t stride, int64_t width, int64_t count) {
-    if (shift >= width) return 0;
-    const int64_t end = (width - 1 - shift) / stride + 1;
-    return end < count ? end : count;
-}
-
 /* out_max_pool2d
  * out[n][c][y][x] = max_{i,j} in[n][c][y*sy + i*dy - py][x*sx + j*dx - px]
  * from max_pool2d, at test_emitted_golden.py
@@ -47,31 +36,30 @@ static void out_max_pool2d(const float *restrict in, float *restrict out, const 
     for (int64_t n = 0; n < N; n++) {
         for (int64_t c = 0; c < 3; c++) {
             const float *const image = in + (n * 3 + c) * 81;
+            float plane[176];
+            for (int64_t k = 0; k < 176; k++) plane[k] = -INFINITY;
+            for (int64_t h = 0; h < 9; h++)
+                memcpy(plane + (h + 1) * 16 + 1, image + h * 9, 9 * sizeof *plane);
+            float top[82] = {0}, best[40];
             for (int64_t y = 0; y < 5; y++) {
-                float top[9], best[5];
-                for (int64_t w = 0; w < 9; w++) top[w] = -INFINITY;
-                const int64_t i_shift = y * 2 - 1;
-                const int64_t i_end = gc_end_inside(i_shift, 1, 9, 3);
-                for (int64_t i = gc_first_inside(i_shift, 1); i < i_end; i++) {
-                    const int64_t h = i_shift + i;
-                    const float *const row = image + h * 9;
-                    for (int64_t w = 0; w < 9; w++) top[w] = (row[w] > top[w] || row[w] != row[w]) ? row[w] : top[w];
+                for (int64_t w = 0; w < 16; w++) {
+                    const float *const column = plane + y * 32 + w;
+                    float most = column[0];
+                    most = (column[16] > most || column[16] != column[16]) ? column[16] : most;
+                    most = (column[32] > most || column[32] != column[32]) ? column[32] : most;
+                    top[y * 16 + w] = most;
                 }
-                for (int64_t x = 0; x < 5; x++) best[x] = -INFINITY;
-                for (int64_t x = 1; x < 5; x++) {
-                    const float value = top[x * 2 - 1];
-                    best[x] = (value > best[x] || value != value) ? value : best[x];
-                }
+            }
+            for (int64_t x = 0; x < 40; x++) {
+                const float *const window = top + x * 2;
+                float most = window[0];
+                most = (window[1] > most || window[1] != window[1]) ? window[1] : most;
+                most = (window[2] > most || window[2] != window[2]) ? window[2] : most;
+                best[x] = most;
+            }
+            for (int64_t y = 0; y < 5; y++) {
                 for (int64_t x = 0; x < 5; x++) {
-                    const float value = top[x * 2];
-                    best[x] = (value > best[x] || value != value) ? value : best[x];
-                }
-                for (int64_t x = 0; x < 4; x++) {
-                    const float value = top[x * 2 + 1];
-                    best[x] = (value > best[x] || value != value) ? value : best[x];
-                }
-                for (int64_t x = 0; x < 5; x++) {
-                    const float acc = best[x];
+                    const float acc = best[y * 8 + x];
                     out[n * 75 + c * 25 + y * 5 + x] = acc;
                 }
             }
