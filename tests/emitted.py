@@ -6,6 +6,7 @@ arena, and demands the same bits from every number of threads and whatever the a
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -124,21 +125,21 @@ def _input(name: str, t: TensorType) -> Node:
     return Input(name, t.dtype, t.shape)(name=name)
 
 
-def sample_modules(
-    dtype: str, prefix: str = "samples", size: int = 9, guarded: bool = False
-) -> list[Emission]:
-    """Return modules that together hold every sample of the registry, forward and training."""
+@functools.cache
+def sample_modules(dtype: str, *, guarded: bool = False) -> tuple[Emission, ...]:
+    """Return modules that together hold every sample of the registry, forward and training; not to be altered."""
+    size = 9
     samples = [s for make in REGISTRY.values() for s in make()]
     modules = []
     for first in range(0, len(samples), size):
         scale = gc.parameter("scale", (), 1.0)
         outputs, loss = scaled_samples(samples[first : first + size], scale, first)
         optimizer = gc.SGD(lr=1e-3, momentum=0.9, weight_decay=1e-4)
-        name = f"{prefix}_{first}_{dtype}"
+        name = f"samples_{first}_{dtype}"
         modules.append(
             emission(name, outputs, loss, optimizer, batch=LARGEST, dtype=dtype, guarded_arena=guarded)
         )
-    return modules
+    return tuple(modules)
 
 
 def lenet_module(
@@ -209,7 +210,11 @@ _DRIVER = r"""
 #define ASAN_UNPOISON_MEMORY_REGION(begin, bytes) ((void)(begin), (void)(bytes))
 #endif
 
-static uint64_t hash_bytes(uint64_t seed, const void *memory, size_t bytes)
+/* What every module calls is not inlined: the driver is one large file, and compilers took most of a test's time
+ * for it. */
+#define APART __attribute__((noinline)) static
+
+APART uint64_t hash_bytes(uint64_t seed, const void *memory, size_t bytes)
 {
     const unsigned char *byte = memory;
     for (size_t k = 0; k < bytes; k++) seed = (seed ^ byte[k]) * 0x100000001b3u;
@@ -218,7 +223,7 @@ static uint64_t hash_bytes(uint64_t seed, const void *memory, size_t bytes)
 
 /* The sign of a NaN has no meaning, and compilers that move a negation across a sum change it. */
 #define HASH_REAL(T) \
-    static inline uint64_t hash_##T(uint64_t seed, const T *values, size_t bytes) \
+    APART uint64_t hash_##T(uint64_t seed, const T *values, size_t bytes) \
     { \
         for (size_t k = 0; k < bytes / sizeof *values; k++) { \
             const T value = isnan(values[k]) ? (T)NAN : values[k]; \
@@ -231,7 +236,7 @@ HASH_REAL(double)
 #define hash(seed, memory, bytes) \
     _Generic((memory), float *: hash_float, double *: hash_double, default: hash_bytes)(seed, memory, bytes)
 
-static void *block(size_t bytes)
+APART void *block(size_t bytes)
 {
     void *memory = bytes ? aligned_alloc(64, bytes) : NULL;
     if (bytes && !memory) exit(2);
@@ -240,20 +245,32 @@ static void *block(size_t bytes)
 }
 
 /* Numbers in -1..1, never 0: derivatives at kinks are conventions, but 1/0 is nobody's sample. */
-#define FILL_REAL(T, array, count, seed) \
-    do { \
-        uint32_t state = (seed); \
-        for (size_t k_ = 0; k_ < (size_t)(count); k_++) { \
+#define FILL_REAL(T) \
+    APART void fill_##T(T *array, size_t count, uint32_t state) \
+    { \
+        for (size_t k = 0; k < count; k++) { \
             state = state * 1664525u + 1013904223u; \
-            (array)[k_] = (T)((double)(state >> 8) / 8388608.0 - 1.0 + 1e-7); \
+            array[k] = (T)((double)(state >> 8) / 8388608.0 - 1.0 + 1e-7); \
         } \
-    } while (0)
-#define FILL_INT(T, array, count, low, values) \
-    do { \
-        for (size_t k_ = 0; k_ < (size_t)(count); k_++) (array)[k_] = (T)((low) + (int64_t)(k_ % (values))); \
-    } while (0)
+    }
+FILL_REAL(float)
+FILL_REAL(double)
+#define FILL_INT(T) \
+    APART void fill_##T(T *array, size_t count, int64_t low, int64_t values) \
+    { \
+        for (size_t k = 0; k < count; k++) array[k] = (T)(low + (int64_t)k % values); \
+    }
+FILL_INT(int32_t)
+FILL_INT(int64_t)
+FILL_INT(uint8_t)
 
 struct gap { size_t offset, used; };
+
+APART void poison_gaps(char *arena, size_t bytes, const struct gap *gaps, size_t count)
+{
+    ASAN_POISON_MEMORY_REGION(arena, bytes);
+    for (size_t k = 0; k < count; k++) ASAN_UNPOISON_MEMORY_REGION(arena + gaps[k].offset, gaps[k].used);
+}
 @MODULES@
 int main(void)
 {
@@ -323,7 +340,7 @@ def _runner(module: Emission) -> str:
         count = 1
         for d in slot.shape:
             count *= d
-        lines.append(f"    FILL_REAL(real_{n}, memory.{where} + {slot.offset}, {count}, {k + 1}u);")
+        lines.append(f"    fill_{real}(memory.{where} + {slot.offset}, {count}, {k + 1}u);")
         if "running_var" in slot.name:
             lines.append(
                 f"    for (int k = 0; k < {count}; k++)\n"
@@ -356,9 +373,9 @@ def _ctype(a: Argument) -> str:
 
 def _array(a: Argument, seed: int, low: int, high: int) -> list[str]:
     count = f"(size_t)({a.buffer.size})"
-    fill = f"FILL_REAL({_ctype(a)}, {_var(a)}, {count}, {seed + 100}u);"
+    fill = f"fill_{_ctype(a)}({_var(a)}, {count}, {seed + 100}u);"
     if not a.dtype.startswith("float"):
-        fill = f"FILL_INT({_ctype(a)}, {_var(a)}, {count}, {low}, {min(high - low, 3)});"
+        fill = f"fill_{_ctype(a)}({_var(a)}, {count}, {low}, {min(high - low, 3)});"
     size = f"sizeof({_ctype(a)}) * {count}"
     return [f"    {_ctype(a)} *{_var(a)} = malloc({size}); /* exactly */", f"    {fill}"]
 
@@ -375,10 +392,7 @@ def _call(module: Emission, entry: Entry, more: str) -> list[str]:
     if spread_out:
         lines += [
             f"        const struct gap gaps[] = {{{', '.join(gaps)}}};",
-            "        char *arena = memory.arena;",
-            "        ASAN_POISON_MEMORY_REGION(arena, memory.arena_bytes);",
-            "        for (size_t k = 0; k < sizeof gaps / sizeof *gaps; k++)",
-            "            ASAN_UNPOISON_MEMORY_REGION(arena + gaps[k].offset, gaps[k].used);",
+            "        poison_gaps(memory.arena, memory.arena_bytes, gaps, sizeof gaps / sizeof *gaps);",
         ]
     passed = "".join(
         f", {_var(a)}, sizeof({_ctype(a)}) * (size_t)({a.buffer.size})"
@@ -392,7 +406,7 @@ def _call(module: Emission, entry: Entry, more: str) -> list[str]:
         "        }",
     ]
     if spread_out:
-        lines.append("        ASAN_UNPOISON_MEMORY_REGION(arena, memory.arena_bytes);")
+        lines.append("        ASAN_UNPOISON_MEMORY_REGION(memory.arena, memory.arena_bytes);")
     for a in entry.outputs:
         lines.append(f"        all = hash(all, {_var(a)}, sizeof({_ctype(a)}) * (size_t)({a.buffer.size}));")
     if entry.name == "train_step":

@@ -302,6 +302,19 @@ def test_trim_removes_the_least_recently_used_but_nothing_young(cache: Cache) ->
     assert [folder.exists() for folder in folders] == [False, False, False, True]
 
 
+def test_publishing_trims_every_few_minutes(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first publication trims, the next ones only once the stamp is old, or far in the future."""
+    trims: list[None] = []
+    monkeypatch.setattr(cache, "trim", lambda: trims.append(None))
+    counts = []
+    for letter, age in (("a", 0), ("b", 0), ("c", 300), ("d", 1200), ("e", 0), ("f", -1200)):
+        if letter != "a":
+            os.utime(cache.root / "trimmed", (time.time() - age,) * 2)
+        cache.publish(letter * 64, fill)
+        counts.append(len(trims))
+    assert counts == [1, 1, 1, 2, 2, 3]
+
+
 def test_use_makes_an_entry_young(cache: Cache) -> None:
     folder = cache.publish(KEY, fill)
     os.utime(folder, (1, 1))

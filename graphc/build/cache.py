@@ -7,6 +7,7 @@ Layout below the root::
     locks/<key>.lock          one lock for each key: two processes build the same thing once
     failed/<key>/             sources of a build that did not compile
     notes/<name>              small facts about compilers
+    trimmed                   its time of change says when old entries were last looked for
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ MINIMUM_AGE_SECONDS = 3600.0
 _MANIFEST = "manifest.json"
 _HASHED_BELOW_BYTES = 50 * 1024**2
 _TOUCH_AFTER_SECONDS = 600.0
+_TRIM_AFTER_SECONDS = 600.0
 _FAILED_KEPT = 20
 _STALE_AFTER_SECONDS = 24 * 3600.0
 
@@ -92,7 +94,7 @@ class Cache:
                 finally:
                     _remove(work)
             self._sweep()
-            self.trim()
+            self._trim_at_times()
             return published
 
     def keep_failed(self, key: str, work: Path) -> Path | None:
@@ -162,6 +164,17 @@ class Cache:
                 self._discard(path)
                 freed += size
             return freed
+
+    def _trim_at_times(self) -> None:
+        """Trim unless that was done a few minutes ago.
+
+        A look at every file of a few thousand entries takes longer than to build a small module, and entries
+        younger than an hour stay anyway.
+        """
+        stamp = self.root / "trimmed"
+        if abs(time.time() - _mtime(stamp)) > _TRIM_AFTER_SECONDS:
+            stamp.touch()
+            self.trim()
 
     def _is_there(self) -> bool:
         """Return whether the root exists; raise BuildError if it is not safe to load code from."""

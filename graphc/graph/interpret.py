@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from graphc.philox import uniform
 from graphc.types import Extent, at
 
 
+@functools.lru_cache(maxsize=4096)
 def at_batch(op: Op, batch: int) -> Any:
     """Return the op with every run-time extent among its attributes replaced by its value."""
 

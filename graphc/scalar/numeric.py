@@ -101,18 +101,25 @@ def _compute(e: sp.Basic, values: dict[sp.Basic, Array]) -> Array:
 
 def _product(e: sp.Mul, values: dict[sp.Basic, Array]) -> Array:
     """Multiply and divide as the C does, so that Inf and 0 meet in the same places."""
-    above: list[Array] = []
-    below: list[Array] = []
-    coefficient = _float(sp.Mul(*[f for f in e.args if not symbols_of(f)]))
+    coefficient, above, below = _factors(e)
+    product = reduce(np.multiply, (_value(f, values) for f in above), np.asarray(coefficient))
+    if not below:
+        return np.asarray(product)
+    return np.asarray(product / reduce(np.multiply, (_value(f, values) for f in below)))
+
+
+@lru_cache(maxsize=16384)
+def _factors(e: sp.Mul) -> tuple[float, tuple[sp.Expr, ...], tuple[sp.Expr, ...]]:
+    """Return a product's number, and its other factors above and below the line."""
+    above, below = [], []
     for f in e.args:
         if not symbols_of(f):
             continue
         if isinstance(f, sp.Pow) and f.exp.is_Rational and f.exp < 0:
-            below.append(_value(f.base ** (-f.exp), values))
+            below.append(f.base ** (-f.exp))
         else:
-            above.append(_value(f, values))
-    product = reduce(np.multiply, above, np.asarray(coefficient))
-    return np.asarray(product / reduce(np.multiply, below) if below else product)
+            above.append(f)
+    return _float(sp.Mul(*[f for f in e.args if not symbols_of(f)])), tuple(above), tuple(below)
 
 
 def _power(e: sp.Pow, values: dict[sp.Basic, Array]) -> Array:
