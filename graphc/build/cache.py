@@ -132,6 +132,13 @@ class Cache:
                 Path(temporary).unlink(missing_ok=True)
                 raise
 
+    def change_note(self, name: str, change: Callable[[str | None], str]) -> None:
+        """Replace a note by what ``change`` makes of it; no other process changes it at the same time."""
+        with self._storage():
+            self._create()
+            with self._lock(f"note-{name}"):
+                self.set_note(name, change(self.note(name)))
+
     def clear(self) -> int:
         """Remove everything but the builds under way; return the bytes freed."""
         with self._storage():
