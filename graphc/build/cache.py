@@ -115,7 +115,8 @@ class Cache:
             if not self._is_there():
                 return None
             try:
-                return (self.root / "notes" / name).read_text(encoding="utf-8")
+                # Damaged bytes are replaced: a note's reader must cope with whatever it says.
+                return (self.root / "notes" / name).read_text(encoding="utf-8", errors="replace")
             except FileNotFoundError:
                 return None
 

@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from importlib import import_module
 from time import monotonic
 from typing import Any
@@ -30,8 +29,7 @@ class Tuner:
 
     def __init__(self, request: Request, options: BuildOptions, threads: int, store: Store):
         """Prepare; nothing is measured yet."""
-        self._request, self._store = request, store
-        self._make_bench = partial(Bench, options=options, threads=threads)
+        self._request, self._options, self._threads, self._store = request, options, threads, store
         self._until = monotonic() + SECONDS
 
     def choices(self) -> dict[str, Variant]:
@@ -54,7 +52,7 @@ class Tuner:
     ) -> dict[Task, tuple[Variant, dict[str, Any]]]:
         """Return the winners of some tasks, with what was measured; without those for which time ran out."""
         todo, program = trials(self._request, tasks)
-        bench = self._make_bench(program)
+        bench = Bench(program, self._options, self._threads)
         found = {}
         for trial in todo:
             if monotonic() > self._until:
