@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 import graphc as gc
 from graphc.build import Cache
+from graphc.cli.nets import compile_net
 from graphc.errors import BuildError, RangeError
 from graphc.isa import AVX512
 from graphc.ops.conv2d import Conv2dBackwardWeight, ConvGeometry
@@ -157,7 +160,7 @@ class FedBench:
         return lambda entry: 1.0 if entry.endswith("_0") else 0.4 if entry.endswith("_1") else 0.5
 
 
-def net(name: str = "tuned", **options: Any) -> gc.Module:
+def net(name: str = "tuned", trained: bool = False, **options: Any) -> gc.Module:
     """A net with padded, strided and single-pixel convolutions, one that is pooled, and products."""
     x = gc.input("x", ("N", 3, 18, 18))
     h = gc.nn.max_pool2d(gc.relu(gc.nn.conv2d(x, 24, 3, padding=1, name="a")), 2)
@@ -165,15 +168,17 @@ def net(name: str = "tuned", **options: Any) -> gc.Module:
     h = gc.relu(gc.nn.conv2d(h, 36, 3, padding=1, name="c"))
     h = gc.nn.conv2d(h, 17, 3, stride=2, padding=1, name="d")
     logits = gc.nn.linear(gc.flatten(h), 19, name="e")
-    return gc.compile({"logits": logits}, loss=gc.mean(logits * logits), batch=5, name=name, **options)
+    loss = gc.mean(logits * logits) if trained else None
+    return gc.compile({"logits": logits}, loss, batch=5, name=name, **options)
 
 
 IMAGES = np.random.default_rng(3).standard_normal((5, 3, 18, 18)).astype(np.float32)
 
 
 def values(module: gc.Module) -> dict[str, np.ndarray]:
-    results = {"logits": module.predict(x=IMAGES)["logits"]}
-    module.backward(x=IMAGES)
+    images = IMAGES.astype(module.dtype)
+    results = {"logits": module.predict(x=images)["logits"]}
+    module.backward(x=images)
     return results | {name: np.array(g) for name, g in module.grads.items()}
 
 
@@ -196,13 +201,13 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gc.BuildOptions:
 def test_winners_are_compiled_and_found_again(
     options: gc.BuildOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = net(tune=True, build=options)
+    module = net(trained=True, tune=True, build=options)
     assert FedBench.modules > 0
     tuned = module.manifest["tuned"]
     assert any(text.startswith("PackedConv2d") for text in tuned)
     assert any(text.startswith("Conv2dBackwardWeight") for text in tuned)
     assert any(text.startswith("MatMul") for text in tuned)
-    plain = net(build=options)
+    plain = net(trained=True, build=options)
     assert "tuned" not in plain.manifest
     assert module.source != plain.source
     assert_close(values(module), values(plain))
@@ -213,9 +218,9 @@ def test_winners_are_compiled_and_found_again(
         np.testing.assert_array_equal(value, once[name], err_msg=name)
     # Neither the net itself nor another with the same kernels is measured again.
     monkeypatch.setattr(tuner, "Bench", None)
-    again = net(tune=True, build=options)
+    again = net(trained=True, tune=True, build=options)
     assert again.source == module.source
-    other = net("other", tune=True, build=options)
+    other = net("other", trained=True, tune=True, build=options)
     assert other.manifest["tuned"] == tuned
     # What inspection runs anew is the tuned net.
     kernels = [call.kernel for entry in again.compiled.program.entries for call in entry.calls]
@@ -258,6 +263,43 @@ def test_winograd_stays_forbidden(options: gc.BuildOptions) -> None:
     module = net(tune=True, build=options, winograd=False)
     assert not any("Winograd" in text for text in module.source.values())
     assert not any("winograd" in variant for variant in module.manifest["tuned"].values())
+
+
+def test_double_precision_is_tuned_as_well(options: gc.BuildOptions) -> None:
+    module, plain = (
+        net(trained=True, tune=True, build=options, dtype="float64"),
+        net(trained=True, build=options, dtype="float64"),
+    )
+    assert module.manifest["tuned"]
+    assert not any("winograd" in variant for variant in module.manifest["tuned"].values())
+    want = values(plain)
+    for name, value in values(module).items():  # sums in another order
+        np.testing.assert_allclose(
+            value, want[name], rtol=0, atol=1e-13 * np.abs(want[name]).max(), err_msg=name
+        )
+
+
+def test_the_command_line_tunes(options: gc.BuildOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHC_CACHE_DIR", str(options.cache_dir))
+    module = compile_net("mlp", batch=8, tune=True, threads=2)
+    assert module.threads == 2
+    assert FedBench.modules > 0
+    assert module.manifest["tuned"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_bar_shows_on_a_terminal_where_tqdm_is(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    if installed:
+        pytest.importorskip("tqdm", reason="tqdm is not installed")
+    else:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    for is_terminal in (True, False):
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda answer=is_terminal: answer)
+        monkeypatch.setattr(sys, "stderr", screen)
+        with tuner._Progress(2) as progress:
+            progress.advance()
+        assert ("tuning" in screen.getvalue()) == (installed and is_terminal)
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, 2000])

@@ -138,17 +138,14 @@ def _convolution(
     lanes = isa.lanes(channels, node.dtype)
     op = PackedConv2d(channels, stride, dilation, lanes, isa.room(lanes, node.dtype), border)
     variant = layouts.variant(op, (x, weight), node)
-    if variant.lanes:
-        lanes = variant.lanes
-        op = replace(op, lanes=lanes, sums=isa.room(lanes, node.dtype))
-    op = replace(
-        op, sums=variant.sums or op.sums, served=variant.served or 0, tile_limit=variant.tile_bytes or 0
-    )
+    if variant != Variant():
+        lanes = variant.lanes or lanes
+        op = replace(op, lanes=lanes, sums=variant.sums or isa.room(lanes, node.dtype))
+        op = replace(op, served=variant.served or 0, tile_limit=variant.tile_bytes or 0)
     packed = Pack(0, lanes)(weight, name=weight.name)
     out = op.infer(x.type, packed.type)
     if stride == dilation == border.spread == (1, 1):
-        pays = _winograd_pays(layouts, out, weight) if variant.winograd is None else variant.winograd
-        if pays:
+        if _winograd_pays(layouts, out, weight) if variant.winograd is None else variant.winograd:
             layouts = replace(layouts, workspace=variant.workspace or layouts.workspace)
             return _winograd(layouts, node, out, x, weight, border, lanes)
     if border and op.spec(out, x.type, packed.type).tile_bytes(_POOLED_ROWS) > _TILE_BYTES:

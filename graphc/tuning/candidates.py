@@ -21,8 +21,8 @@ from graphc.pipeline import Builder, Request
 from graphc.program.ir import Kernel, Program
 from graphc.types import DType, at, static_shape
 
-_SERVED = (1, 2, 4, 8, 16, 32)
-_SUMS = {PackedConv2d: (4, 6), PackedConv2dBackwardWeight: (8, 16), PackedMatMul: (4, 6, 12, 16)}
+_SERVED = (2, 4, 8, 16, 32)
+_SUMS = {PackedConv2d: (4,), PackedConv2dBackwardWeight: (8, 16), PackedMatMul: (4, 12, 16)}
 _SHARES = (1, 4, 8, 16)
 _TILE_BYTES = (2**15, 2**17)  # the second is the most that a thread's stack is asked for
 _WORKSPACE_BYTES = (2**20, 2**21)  # no more than by default: the arena must not grow
@@ -58,7 +58,7 @@ def alternatives(task: Task, chosen: Op, isa: Isa) -> Iterator[Variant]:
         yield from (Variant(served=served) for served in _SERVED)
         for size in _TILE_BYTES:
             yield Variant(tile_bytes=size)
-            yield from (Variant(tile_bytes=size, served=served) for served in _SERVED[2:])
+            yield Variant(tile_bytes=size, served=_SERVED[-1])
     if isinstance(chosen, PackedConv2dBackwardWeight):
         yield from (Variant(served=served) for served in _SERVED)
         yield from (Variant(shares=shares) for shares in _SHARES if shares <= task.batch)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import median
 
 GAIN = 0.97  # of the cost model's time: a variant that takes more is not worth a different kernel
-_HOPELESS = 1.15  # times the best of the first round
+_HOPELESS = 1.1  # times the best of the first round
 _ROUNDS = 4
 _DUELS = (5, 15)  # at the least, at the most
-_SECONDS = 0.6  # for the rounds, and again for the duels, unless so few take longer
+_SECONDS = 0.4  # for the rounds, and again for the duels, unless so few take longer
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from graphc.tuning.store import Store
 from graphc.types import ITEMSIZE, at, product
 
 SECONDS = 120.0  # for a net; what is not measured by then is left to the cost model
-_TASKS = 12  # of a module of candidates
+_TASKS = 8  # of a module of candidates
 _WEIGHT_BYTES = 2**27  # of such a module, packed in several ways
 
 
