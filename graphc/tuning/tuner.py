@@ -37,7 +37,8 @@ class Tuner:
         uses, moved = _tasks(self._request)
         known = self._store.read()
         missing = [task for task in uses if str(task) not in known]
-        missing.sort(key=lambda task: -uses[task] * work(task, self._request.isa))
+        # Training first, where there is any, and the most work: time may run out.
+        missing.sort(key=lambda task: (not task.trained, -uses[task] * work(task, self._request.isa)))
         with _Progress(len(missing)) as progress:
             for tasks in _modules(missing):
                 if monotonic() > self._until:
