@@ -308,6 +308,22 @@ def test_bad_threads(threads: Any) -> None:
         gc.compile(gc.input("x", ("N", 2)) * 2.0, threads=threads)
 
 
+def test_kernels_are_really_measured(tmp_path: Path) -> None:
+    """Whoever wins: the note has both times of every kernel, and the values are those of the plain module."""
+    x = gc.input("x", ("N", 8, 12, 12))
+    logits = gc.nn.linear(gc.flatten(gc.relu(gc.nn.conv2d(x, 24, 3, padding=1, name="a"))), 10, name="b")
+    build = gc.BuildOptions(optimisation=("-O1", "-march=native"), cache_dir=tmp_path)
+    tuned = gc.compile({"logits": logits}, batch=5, name="real", tune=True, build=build)
+    plain = gc.compile({"logits": logits}, batch=5, name="real", build=build)
+    (note,) = (tmp_path / "notes").glob("tuned-*")
+    kernels = json.loads(note.read_text())["kernels"].values()
+    assert len(kernels) == 2
+    assert all(k["before_us"] >= k["after_us"] > 0 and k["candidates"] > 1 for k in kernels)
+    images = np.random.default_rng(4).standard_normal((5, 8, 12, 12)).astype(np.float32)
+    results = [{"logits": module.predict(x=images)["logits"]} for module in (tuned, plain)]
+    assert_close(*results)
+
+
 def task_of(op: Any, *shapes: tuple[Any, ...], trained: bool = True) -> Task:
     return Task(op, tuple(TensorType("float32", shape) for shape in shapes), (), 4, trained, True)
 
