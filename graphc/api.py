@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -14,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from graphc.artifact import Artifact, cached_artifact, fingerprint
+from graphc.artifact import Artifact, cached_artifact, fingerprint, make_manifest
 from graphc.build import BuildOptions, Cache, build_extension, target_macros
-from graphc.emit.c import ABI, Emitted, emit_c
+from graphc.emit.c import emit_c
 from graphc.errors import GraphError, RangeError, UnknownNameError
 from graphc.graph.node import Node
 from graphc.initialisers import Array as ArrayInitialiser
@@ -24,9 +23,10 @@ from graphc.initialisers import Initialiser, stream
 from graphc.isa import isa_named, isa_of
 from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
+from graphc.passes.variants import Choose, Variant, cost_model
 from graphc.pipeline import FORK_US, Compiled, Dump, Request, compile_program, initialisers_of
-from graphc.program.ir import Argument, Program
-from graphc.types import Size, check_dtype, coefficients_of
+from graphc.tuning import Store, Tuner, machine_of
+from graphc.types import check_dtype
 from graphc_runtime.module import Module as RuntimeModule
 
 _DRAWN_LATER = 2**14  # elements; below that a value is drawn at once
@@ -76,6 +76,8 @@ def compile(
     isa: str | None = None,
     winograd: bool = True,
     fork_us: float = FORK_US,
+    threads: int = 1,
+    tune: bool = False,
     build: BuildOptions | None = None,
     dump_dir: str | Path | None = None,
 ) -> Module:
@@ -86,7 +88,12 @@ def compile(
     instruction set that the code is laid out for (``graphc.isa``), by default that of the build's flags;
     ``winograd=False`` forbids convolutions that round more than the direct sum (``graphc.ops.winograd``).
     ``fork_us`` is what waking threads costs, in microseconds: a kernel with less work runs on one thread.
-    ``dump_dir`` receives every intermediate result as text.
+    ``threads`` is what ``module.threads`` is at first. ``tune=True`` measures the variants of every distinct
+    convolution and matrix product on this machine, with so many threads, and takes one that is at least 3 % faster
+    than the cost model's choice (``module.manifest["tuned"]`` tells which). That takes seconds to minutes; winners
+    are kept in the build cache for each processor, compiler and number of threads, and not measured again. Values
+    differ by rounding from those of the module that is not tuned. ``dump_dir`` receives every intermediate result
+    as text.
 
     Raises:
         GraphcError: whatever is wrong with the graph, the names or the build.
@@ -98,14 +105,33 @@ def compile(
         winograd=bool(winograd),
         fork_us=_checked_fork(fork_us),
     )
+    _check_threads(threads)
+    cache, settings, tuner = Cache(options.cache_root()), [f"nan_guard={nan_guard}"], None
+    if tune:
+        store = Store(cache, machine_of(options, request.isa.name, threads, request.fork_us))
+        settings.append(f"tuned for {store.digest}")
+        tuner = Tuner(request, options, threads, store)
     if dump_dir is not None:
-        artifact = _make_artifact(request, nan_guard, _dumper(Path(dump_dir)))
+        artifact = _make_artifact(request, nan_guard, tuner, _dumper(Path(dump_dir)))
     else:
-        key = fingerprint(request, [f"nan_guard={nan_guard}"])
-        cache = Cache(options.cache_root())
-        artifact = cached_artifact(cache, key, lambda: _make_artifact(request, nan_guard))
+        key = fingerprint(request, settings)
+        artifact = cached_artifact(cache, key, lambda: _make_artifact(request, nan_guard, tuner))
+    request = replace(request, choose=_chooser(artifact.manifest.get("tuned", {})))
     library = build_extension(request.name, artifact.sources, artifact.cdef, options)
-    return Module(request, artifact, library, seed)
+    module = Module(request, artifact, library, seed)
+    module.threads = threads
+    return module
+
+
+def _chooser(tuned: Mapping[str, Any]) -> Choose:
+    """Return what answers with the variants of a manifest, and with the cost model's for all other tasks."""
+    known = {task: Variant.from_dict(chosen) or Variant() for task, chosen in tuned.items()}
+    return (lambda task: known.get(str(task), Variant())) if known else cost_model
+
+
+def _check_threads(count: int) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 1024:
+        raise RangeError(f"compile: threads must be an int in 1..1024, got {count!r}")
 
 
 def _checked_fork(value: float) -> float:
@@ -114,8 +140,12 @@ def _checked_fork(value: float) -> float:
     return float(value)
 
 
-def _make_artifact(request: Request, nan_guard: bool, dump: Dump | None = None) -> Artifact:
-    """Run the pipeline and print the C."""
+def _make_artifact(
+    request: Request, nan_guard: bool, tuner: Tuner | None = None, dump: Dump | None = None
+) -> Artifact:
+    """Measure kernels where there is a tuner, run the pipeline and print the C."""
+    tuned = {task: v.to_dict() for task, v in tuner.choices().items()} if tuner is not None else {}
+    request = replace(request, choose=_chooser(tuned))
     # One kernel for every node: a fused kernel could not tell which of its nodes is at fault.
     compiled = compile_program(replace(request, apart=nan_guard), dump)
     optimizer = request.optimizer if request.loss is not None else None
@@ -124,6 +154,8 @@ def _make_artifact(request: Request, nan_guard: bool, dump: Dump | None = None) 
         for file, text in emitted.sources.items():
             dump(f"99-{file}", partial(str, text))
     manifest = make_manifest(compiled.program, emitted, optimizer)
+    if tuner is not None:
+        manifest["tuned"] = tuned
     plans = {name: plan.to_dict() for name, plan in compiled.plans.items()}
     return Artifact(manifest, emitted.sources, emitted.cdef, plans)
 
@@ -194,59 +226,6 @@ def _dumper(folder: Path) -> Dump:
         (folder / f"{step}{suffix}").write_text(text())
 
     return dump
-
-
-def _extent(size: Size) -> int | list[int]:
-    return size if isinstance(size, int) else list(coefficients_of(size))
-
-
-def _argument(argument: Argument) -> dict[str, Any]:
-    shape = [_extent(d) for d in argument.shape]
-    return {"name": argument.name, "dtype": argument.dtype, "shape": shape}
-
-
-def make_manifest(program: Program, emitted: Emitted, optimizer: Optimizer | None) -> dict[str, Any]:
-    """Return what the runtime needs to know of a module, as plain JSON types."""
-    entries = []
-    for entry in program.entries:
-        names = emitted.kernel_names[entry.name]
-        entries.append({
-            "name": entry.name,
-            "inputs": [_argument(a) for a in entry.inputs],
-            "outputs": [_argument(a) for a in entry.outputs],
-            "calls": [
-                {"kernel": k, "nodes": list(c.nodes), "sources": list(c.sources)}
-                for k, c in zip(names, entry.calls, strict=True)
-            ],
-        })  # fmt: skip
-    slots = list(program.update.slots) if program.update else []
-    trains = any(e.name == "train_step" for e in program.entries)
-    # Without the comments, which name the user's lines: a net that moves within its file stays the same net.
-    code = (re.sub(r"/\*.*?\*/", "", emitted.sources[k], flags=re.DOTALL) for k in sorted(emitted.sources))
-    digest = hashlib.sha256("".join(code).encode())
-    return {
-        "abi": ABI,
-        "name": program.name,
-        "dtype": program.dtype,
-        "batch": program.batch,
-        "fingerprint": digest.hexdigest(),
-        "entries": entries,
-        "params": [_slot(s) for s in program.params],
-        "states": [_slot(s) for s in program.states],
-        "slots": slots,
-        "sizes": {
-            "params": program.params_size, "grads": program.trainable_size if trains else 0,
-            "slots": len(slots) * program.trainable_size, "state": program.states_size,
-            "folded": program.folded_size, "arena_bytes": program.arena_bytes,
-        },
-        "lr": optimizer.lr if optimizer is not None else None,
-        "sources": emitted.sources,
-    }  # fmt: skip
-
-
-def _slot(slot: Any) -> dict[str, Any]:
-    return {"name": slot.name, "shape": list(slot.shape), "offset": slot.offset, "trainable": slot.trainable,
-            "dtype": slot.dtype, "constant": slot.constant}  # fmt: skip
 
 
 def dump_manifest(manifest: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,11 +21,14 @@ import sympy as sp
 import graphc_templates
 from graphc import scalar
 from graphc.build import Cache
+from graphc.emit.c import ABI, Emitted
 from graphc.graph.node import Node, Op, topological
 from graphc.initialisers import Initialiser
 from graphc.ops.leaves import Input, RandomKey, Scope
 from graphc.optim import Optimizer
 from graphc.pipeline import Request
+from graphc.program.ir import Argument, Program
+from graphc.types import Size, coefficients_of
 
 _FILE = "artifact.json"
 
@@ -40,7 +44,7 @@ class Artifact:
 
 
 @lru_cache(maxsize=1)
-def _compiler_digest() -> str:
+def compiler_digest() -> str:
     """Return a digest of the compiler's own files: name, size and time of change."""
     digest = hashlib.sha256()
     for root in (Path(__file__).parent, Path(graphc_templates.__file__).parent):
@@ -108,7 +112,7 @@ def fingerprint(request: Request, options: Iterable[str] = ()) -> str:
         roots["loss"] = request.loss
     describe = _Describer()
     position: dict[Node, int] = {}
-    digest = hashlib.sha256(_compiler_digest().encode())
+    digest = hashlib.sha256(compiler_digest().encode())
     for node in topological(roots.values()):
         operands = " ".join(str(position[i]) for i in node.inputs)
         position[node] = len(position)
@@ -120,6 +124,59 @@ def fingerprint(request: Request, options: Iterable[str] = ()) -> str:
                 list(options)]  # fmt: skip
     digest.update(json.dumps(settings).encode())
     return digest.hexdigest()
+
+
+def _extent(size: Size) -> int | list[int]:
+    return size if isinstance(size, int) else list(coefficients_of(size))
+
+
+def _argument(argument: Argument) -> dict[str, Any]:
+    shape = [_extent(d) for d in argument.shape]
+    return {"name": argument.name, "dtype": argument.dtype, "shape": shape}
+
+
+def make_manifest(program: Program, emitted: Emitted, optimizer: Optimizer | None) -> dict[str, Any]:
+    """Return what the runtime needs to know of a module, as plain JSON types."""
+    entries = []
+    for entry in program.entries:
+        names = emitted.kernel_names[entry.name]
+        entries.append({
+            "name": entry.name,
+            "inputs": [_argument(a) for a in entry.inputs],
+            "outputs": [_argument(a) for a in entry.outputs],
+            "calls": [
+                {"kernel": k, "nodes": list(c.nodes), "sources": list(c.sources)}
+                for k, c in zip(names, entry.calls, strict=True)
+            ],
+        })  # fmt: skip
+    slots = list(program.update.slots) if program.update else []
+    trains = any(e.name == "train_step" for e in program.entries)
+    # Without the comments, which name the user's lines: a net that moves within its file stays the same net.
+    code = (re.sub(r"/\*.*?\*/", "", emitted.sources[k], flags=re.DOTALL) for k in sorted(emitted.sources))
+    digest = hashlib.sha256("".join(code).encode())
+    return {
+        "abi": ABI,
+        "name": program.name,
+        "dtype": program.dtype,
+        "batch": program.batch,
+        "fingerprint": digest.hexdigest(),
+        "entries": entries,
+        "params": [_slot(s) for s in program.params],
+        "states": [_slot(s) for s in program.states],
+        "slots": slots,
+        "sizes": {
+            "params": program.params_size, "grads": program.trainable_size if trains else 0,
+            "slots": len(slots) * program.trainable_size, "state": program.states_size,
+            "folded": program.folded_size, "arena_bytes": program.arena_bytes,
+        },
+        "lr": optimizer.lr if optimizer is not None else None,
+        "sources": emitted.sources,
+    }  # fmt: skip
+
+
+def _slot(slot: Any) -> dict[str, Any]:
+    return {"name": slot.name, "shape": list(slot.shape), "offset": slot.offset, "trainable": slot.trainable,
+            "dtype": slot.dtype, "constant": slot.constant}  # fmt: skip
 
 
 def cached_artifact(cache: Cache, key: str, make: Callable[[], Artifact]) -> Artifact:

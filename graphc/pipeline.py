@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graphc.differentiate import grad
 from graphc.errors import GraphError, UnknownNameError
@@ -31,6 +31,7 @@ from graphc.passes.recompute import fuse
 from graphc.passes.retype import retype
 from graphc.passes.simplify import simplify
 from graphc.passes.specialise import Specialised, specialise, without_gradient_rules
+from graphc.passes.variants import Choose, cost_model
 from graphc.program.ir import Argument, Bound, Buffer, Call, Entry, Program, Slot, Space, UpdateRange
 from graphc.types import ITEMSIZE, DType, Extent, static_size
 
@@ -44,6 +45,10 @@ Dump = Callable[[str, Callable[[], str]], None]
 
 FORK_US = 4.0
 """Microseconds after which waking threads for a kernel pays: about twice what a fork and join takes."""
+
+
+def _no_dump(name: str, text: Callable[[], str]) -> None:
+    del name, text
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Request:
     isa: Isa = AVX512
     winograd: bool = True
     fork_us: float = FORK_US
+    choose: Choose = cost_model  # the variant of every kernel
     apart: bool = False  # one kernel for every node: nan_guard must be able to name it
 
 
@@ -206,7 +212,7 @@ def compile_program(request: Request, dump: Dump | None = None) -> Compiled:
         GraphError: the graph is cyclic, the loss is not a scalar, or nothing can be trained.
         UnknownNameError: names clash or are no names.
     """
-    dump = dump or (lambda name, text: None)
+    dump = dump or _no_dump
     written = _written(request)
     _check_request(request, written)
     dump("01-written", lambda: print_graph(written))
@@ -214,7 +220,7 @@ def compile_program(request: Request, dump: Dump | None = None) -> Compiled:
     pooled = pool_before_activation(typed)
     verify(pooled)
     dump("02-pool-before-activation", lambda: print_graph(pooled))
-    builder = _Builder(request, pooled, dump)
+    builder = Builder(request, pooled, dump)
     builder.inference("predict", {k: pooled[k] for k in request.outputs})
     if request.loss is not None:
         metrics = {k: pooled[f"metric.{k}"] for k in request.metrics}
@@ -297,12 +303,13 @@ def _check_batch(entry: str, graph: Mapping[str, Node], inputs: list[Argument]) 
             )
 
 
-class _Builder:
+class Builder:
     """Collects the entry points of one module."""
 
-    def __init__(self, request: Request, outputs: dict[str, Node], dump: Dump):
+    def __init__(self, request: Request, outputs: dict[str, Node], dump: Dump = _no_dump):
+        """Lay out the parameters that the outputs need, for all entry points."""
         self.request = request
-        self.layouts = Layouts(request.isa, request.batch, request.winograd)
+        self.layouts = Layouts(request.isa, request.batch, request.winograd, request.choose)
         self.dump = dump
         self.trained = request.loss is not None
         self.wanted = self._trainable(outputs) if self.trained else []
@@ -358,7 +365,7 @@ class _Builder:
         graph |= {f"grad.{names[p]}": g for p, g in zip(self.layout.trainable, gradients, strict=True)}
         graph |= {f"state.{names[s]}": new for s, new in special.updates.items()}
         self.dump(f"{self.step:02d}-differentiate", lambda: print_graph(graph))
-        simple = simplify(pack(simplify(without_gradient_rules(graph)), self.layouts))
+        simple = simplify(pack(simplify(without_gradient_rules(graph)), replace(self.layouts, trained=True)))
         verify(simple)
         self._show("train_step", simple)
         results = {
@@ -368,6 +375,22 @@ class _Builder:
             for p in self.layout.trainable
         }
         self._lower("train_step", simple, special, results)
+
+    def alone(self, name: str, outputs: dict[str, Node], folded: bool) -> tuple[Call, ...]:
+        """Build an entry point that computes packed outputs and no more; return its calls.
+
+        ``folded`` leaves to the fold step what depends on parameters alone, as inference does.
+        """
+        outputs = simplify(outputs)
+        if folded:
+            outputs = self._register_folded(*hoist_fixed(outputs, first=len(self.folded)))
+        self._lower(name, outputs, None, {})
+        return self.entries[-1].calls
+
+    def forget(self, name: str) -> None:
+        """Remove an entry point."""
+        self.entries = [entry for entry in self.entries if entry.name != name]
+        del self.plans[name]
 
     def _show(self, name: str, graph: dict[str, Node]) -> None:
         self.graphs[name] = graph

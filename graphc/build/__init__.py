@@ -1,7 +1,16 @@
 """From C text to a loadable extension: options, compiler, cache, build."""
 
 from graphc.build.cache import Cache
-from graphc.build.extension import build_extension, build_program, target_macros
+from graphc.build.compiler import cpu_identity
+from graphc.build.extension import build_extension, build_program, target_macros, toolchain_identity
 from graphc.build.options import BuildOptions
 
-__all__ = ["BuildOptions", "Cache", "build_extension", "build_program", "target_macros"]
+__all__ = [
+    "BuildOptions",
+    "Cache",
+    "build_extension",
+    "build_program",
+    "cpu_identity",
+    "target_macros",
+    "toolchain_identity",
+]

@@ -117,7 +117,8 @@ class Cache:
             if not self._is_there():
                 return None
             try:
-                return (self.root / "notes" / name).read_text(encoding="utf-8")
+                # Damaged bytes are replaced: a note's reader must cope with whatever it says.
+                return (self.root / "notes" / name).read_text(encoding="utf-8", errors="replace")
             except FileNotFoundError:
                 return None
 
@@ -133,6 +134,13 @@ class Cache:
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise
+
+    def change_note(self, name: str, change: Callable[[str | None], str]) -> None:
+        """Replace a note by what ``change`` makes of it; no other process changes it at the same time."""
+        with self._storage():
+            self._create()
+            with self._lock(f"note-{name}"):
+                self.set_note(name, change(self.note(name)))
 
     def clear(self) -> int:
         """Remove everything but the builds under way; return the bytes freed."""

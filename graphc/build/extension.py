@@ -147,6 +147,15 @@ def target_macros(options: BuildOptions) -> str:
     return predefined_macros(flags, compiler, cache)
 
 
+def toolchain_identity(options: BuildOptions) -> list[str]:
+    """Return what decides, besides the sources, which machine code a build gives: compiler, flags, processor.
+
+    Raises:
+        BuildError: there is no compiler.
+    """
+    return _choose_toolchain(options, Cache(options.cache_root())).identity()
+
+
 def _build(recipe: _Recipe, sources: Mapping[str, str], inputs: Callable[[], _Inputs]) -> Path:
     """Return the product's path in the cache, and write the sources where the user wants to read them."""
     options = recipe.options

@@ -21,13 +21,13 @@ NETS: dict[str, Callable[[gc.Tensor, int], gc.Tensor]] = {
 
 def compile_net(
     name: str, *, channels: int = 1, classes: int = 10, batch: int = 64, optimizer: Optimizer | None = None,
-    seed: int = 0, threads: int | None = None,
+    seed: int = 0, threads: int | None = None, tune: bool = False,
 ) -> gc.Module:  # fmt: skip
     """Return a net of ``NETS`` as a classifier: inputs x and y, output logits, cross-entropy, accuracy."""
     x = gc.input("x", ("N", channels, SIDE, SIDE))
     y = gc.input("y", ("N",), dtype="int32")
     logits = NETS[name](x, classes)
-    module = gc.compile(
+    return gc.compile(
         {"logits": logits},
         loss=gc.losses.cross_entropy(logits, y),
         metrics={"accuracy": gc.metrics.accuracy(logits, y)},
@@ -35,9 +35,9 @@ def compile_net(
         batch=batch,
         seed=seed,
         name=name,
+        threads=usable_processors() if threads is None else threads,
+        tune=tune,
     )
-    module.threads = usable_processors() if threads is None else threads
-    return module
 
 
 def usable_processors() -> int:

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--momentum", type=float, default=0.9, help="default: 0.9")
     add("--weight-decay", type=float, default=5e-4, help="default: 0.0005")
     add("--threads", type=int, help="default: one for each usable processor")
+    add("--tune", action="store_true", help="first measure variants of the kernels, once on each machine")
     add("--seed", type=int, default=0, help="of weights and order (default: 0)")
     add("--checkpoint", type=Path, metavar="FILE", help="save the state there after each epoch and on Ctrl-C")
     add("--checkpoint-every", type=int, metavar="STEPS", help="save after so many steps instead")
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     optimizer = gc.SGD(lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
     module = compile_net(
         options.model, channels=task.channels, classes=task.classes, batch=options.batch, optimizer=optimizer,
-        seed=options.seed, threads=options.threads,
+        seed=options.seed, threads=options.threads, tune=options.tune,
     )  # fmt: skip
     trainer = Trainer(
         module, task.train, task.test,

@@ -259,7 +259,7 @@ class _Emitter:
         return {
             "name": entry.name,
             "signature": signature(f"int {self.program.name}_{entry.name}", parameters),
-            "doc": _ENTRY_DOCS[entry.name],
+            "doc": _ENTRY_DOCS.get(entry.name, "Computes one variant of a kernel, to be measured."),
             "arguments": [
                 {"comment": f"{self.arguments[a.name]}: {C_TYPE[a.dtype]} {shape_text(a.shape)}"
                             f"{', written' if w else ''}"} for a, w in arguments

@@ -100,15 +100,19 @@ def _image_tile(spec: PackedConvSpec, rows: int, used: int, blocks: int, tile: i
     """
     if spec.oh == 1 and (spec.kh, spec.kw) == (1, 1) and not spec.border and spec.c >= _MANY_CHANNELS:
         return _strip(spec, blocks, tile)
-    if spec.border or (spec.c >= _MANY_CHANNELS and spec.tile_bytes(rows) <= _TILE_BYTES):
+    if spec.border or (spec.c >= _MANY_CHANNELS and spec.tile_bytes(rows) <= _tile_limit(spec)):
         return _padded_tile(spec, rows, used, blocks)
     return {}
+
+
+def _tile_limit(spec: PackedConvSpec) -> int:
+    return spec.tile_limit or _TILE_BYTES
 
 
 def _strip(spec: PackedConvSpec, blocks: int, tile: int) -> dict[str, Any]:
     """Divide a long row of single pixels into equal strips; where none fits, the image is read in place."""
     widths = [w for w in range(tile, spec.ow + 1, tile) if spec.ow % w == 0]
-    fitting = [w for w in widths if spec.c * w * spec.itemsize <= 2 * _TILE_BYTES]
+    fitting = [w for w in widths if spec.c * w * spec.itemsize <= 2 * _tile_limit(spec)]
     if not fitting:
         return {}
     strip = fitting[-1]
@@ -126,6 +130,9 @@ def _groups(spec: PackedConvSpec, blocks: int, parts: int, filling: float, pixel
     As many as have weights that a core's cache holds, and more where the cycles for ``filling`` the tile are
     many beside the multiply-adds; but so few that there are enough tasks for several threads at a batch of one.
     """
+    if spec.served:
+        together = min(spec.served, blocks)
+        return {"together": together, "groups": -(-blocks // together)}
     taps = spec.c * spec.kh * spec.kw
     held = _WEIGHT_BYTES // (taps * spec.lanes * spec.itemsize)
     worth = math.ceil(_FILLING * filling / (taps * pixels))
@@ -164,7 +171,7 @@ def flat_pixels(kernel: Kernel) -> Kernel:
 
 def _padded_tile(spec: PackedConvSpec, rows: int, used: int, blocks: int) -> dict[str, Any]:
     """Choose the rows of the output that one tile of the padded image serves."""
-    fitting = [r for r in range(rows, used + 1, rows) if spec.tile_bytes(r) <= _TILE_BYTES]
+    fitting = [r for r in range(rows, used + 1, rows) if spec.tile_bytes(r) <= _tile_limit(spec)]
     bands = -(-used // (fitting[-1] if fitting else rows))
     band = -(-used // bands // rows) * rows
     bands = -(-used // band)
@@ -204,7 +211,7 @@ def _tap_tile(spec: PackedConvSpec) -> dict[str, Any]:
     taps = channels * rows * spec.kw
     blocks = -(-spec.o // spec.lanes)
     fitting = max(1, _SUM_BYTES // (taps * spec.lanes * spec.itemsize))
-    wanted = min(groups, fitting, max(groups // 4, groups * blocks // _TASKS))
+    wanted = min(groups, fitting, spec.served or max(groups // 4, groups * blocks // _TASKS))
     together = min(
         (t for t in range(1, fitting + 1) if groups % t == 0), key=lambda t: (t < wanted, abs(t - wanted))
     )

@@ -142,6 +142,8 @@ class PackedConvSpec:
     border: Border
     itemsize: int
     shares: int = 1
+    served: int = 0  # blocks of output channels (or groups of taps) of a task; 0: the emitter chooses
+    tile_limit: int = 0  # bytes of a task's copy of the image; 0: the emitter chooses
 
     def tile_extents(self, rows: int) -> Pair:
         """Return the rows and columns of the bordered image that ``rows`` rows of the output read."""
@@ -186,6 +188,8 @@ class PackedConv2d(Packed):
     lanes: int
     sums: int  # vectors of sums that fit into registers
     border: Border = Border()
+    served: int = 0
+    tile_limit: int = 0
 
     @property
     def attributes(self) -> str:
@@ -237,7 +241,7 @@ class PackedConv2d(Packed):
         oh, ow = _fixed(*out.shape[2:])
         return PackedConvSpec(
             n, c, h, w, self.channels, kh, kw, oh, ow, self.stride, self.dilation, self.lanes, self.sums,
-            self.border, ITEMSIZE[out.dtype],
+            self.border, ITEMSIZE[out.dtype], served=self.served, tile_limit=self.tile_limit,
         )  # fmt: skip
 
     def flops(self, out: TensorType, *types: TensorType) -> Size:
@@ -266,6 +270,7 @@ class PackedConv2dBackwardWeight(Packed):
     sums: int  # vectors of sums that fit into registers
     border: Border = Border()
     shares: int = 1  # of the batch, each summed by itself where there are few sums for several threads
+    served: int = 0
 
     @property
     def attributes(self) -> str:
@@ -306,7 +311,7 @@ class PackedConv2dBackwardWeight(Packed):
         o, oh, ow = _fixed(*types[1].shape[1:])
         return PackedConvSpec(
             n, c, h, w, o, *self.kernel, oh, ow, self.stride, self.dilation, self.lanes, self.sums,
-            self.border, ITEMSIZE[out.dtype], self.shares,
+            self.border, ITEMSIZE[out.dtype], self.shares, self.served,
         )  # fmt: skip
 
     def workspace(self, out: TensorType, *types: TensorType) -> Shape:

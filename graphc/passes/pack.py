@@ -12,12 +12,12 @@ for a thread's stack, the padded image is stored. Grouped convolutions and batch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
-from graphc.graph.node import Node, apply, rebuild
+from graphc.graph.node import Node, Op, apply, rebuild, topological
 from graphc.isa import Isa
 from graphc.ops.conv2d import Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, ConvGeometry, Pair
 from graphc.ops.leaves import full
@@ -32,7 +32,9 @@ from graphc.ops.packed import (
     tap_channels,
     tap_rows,
 )
+from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex
 from graphc.ops.winograd import POINTS, TILE, WinogradConv2d, WinogradConv2dBackwardWeight, WinogradWeight
+from graphc.passes.variants import Choose, Task, Variant, cost_model
 from graphc.types import ITEMSIZE, Shape, TensorType, at, static_shape
 
 # A kernel's tile of a padded image lives on its thread's stack.
@@ -48,17 +50,56 @@ _POOLED_ROWS = 3  # the rows of the output that a tile serves at the least, wher
 
 @dataclass(frozen=True)
 class Layouts:
-    """What the choice of kernels depends on: the instruction set, the largest batch, what the user allows."""
+    """What the choice of kernels depends on: the instruction set, the largest batch, what the user allows.
+
+    ``choose`` is asked for the variant of every kernel; ``pools`` are the max poolings that alone read a node.
+    """
 
     isa: Isa
     batch: int
     winograd: bool = True
+    choose: Choose = cost_model
+    trained: bool = False
+    workspace: int = _WORKSPACE_BYTES
+    pools: Mapping[Node, tuple[Op, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    def variant(self, op: Op, operands: tuple[Node, ...], node: Node) -> Variant:
+        """Return how the op of a node is to be computed."""
+        types = tuple(operand.type for operand in operands)
+        pools = self.pools.get(node, ())
+        return self.choose(Task(op, types, pools, self.batch, self.trained, self.winograd))
 
 
 def pack(outputs: Mapping[str, Node], layouts: Layouts) -> dict[str, Node]:
     """Return the graph with packed convolutions and matrix products, in vectors of the instruction set."""
-    rule = partial(_rule, layouts)
+    rule = partial(_rule, replace(layouts, pools=_pools(outputs)))
     return dict(zip(outputs, rebuild(list(outputs.values()), rule), strict=True))
+
+
+def kernel_of(task: Task, layouts: Layouts, operands: Sequence[Node]) -> Node:
+    """Return what ``pack`` makes of a task alone, on operands of its types, the poolings not included."""
+    op, inputs = task.op, tuple(operands)
+    if isinstance(op, PackedConv2d):
+        x, weight = inputs
+        node = apply(op, (x, Pack(0, op.lanes)(weight)), None, x.source)
+        return _convolution(layouts, node, x, weight, op.stride, op.dilation, op.border)
+    node = apply(op, inputs, None, inputs[0].source)
+    packed = _rule(layouts, node, inputs)
+    return node if packed is None else packed
+
+
+def _pools(outputs: Mapping[str, Node]) -> dict[Node, tuple[Op, ...]]:
+    """Return, for nodes that max poolings alone read, these poolings."""
+    readers: dict[Node, list[Op]] = {node: [] for node in outputs.values()}
+    for node in topological(outputs.values()):
+        for operand in node.inputs:
+            readers.setdefault(operand, []).append(node.op)
+    kept = set(outputs.values())
+    return {
+        node: tuple(ops)
+        for node, ops in readers.items()
+        if node not in kept and all(isinstance(op, (MaxPool2d, MaxPool2dIndex)) for op in ops)
+    }
 
 
 def _rule(layouts: Layouts, node: Node, inputs: tuple[Node, ...]) -> Node | None:
@@ -72,7 +113,7 @@ def _rule(layouts: Layouts, node: Node, inputs: tuple[Node, ...]) -> Node | None
     if isinstance(op, Conv2dBackwardWeight) and op.geometry.groups == 1:
         return _backward_weight(layouts, node, op, *inputs)
     if isinstance(op, MatMul):
-        return _product(layouts.isa, node, op, *inputs)
+        return _product(layouts, node, op, *inputs)
     return None
 
 
@@ -96,11 +137,18 @@ def _convolution(
     if static_shape(weight.shape[2:]) == (1, 1) and stride != (1, 1) and not border:
         x, stride = _every(x, stride, node.shape), (1, 1)
     lanes = isa.lanes(channels, node.dtype)
-    packed = Pack(0, lanes)(weight, name=weight.name)
     op = PackedConv2d(channels, stride, dilation, lanes, isa.room(lanes, node.dtype), border)
+    variant = layouts.variant(op, (x, weight), node)
+    if variant != Variant():
+        lanes = variant.lanes or lanes
+        op = replace(op, lanes=lanes, sums=variant.sums or isa.room(lanes, node.dtype))
+        op = replace(op, served=variant.served or 0, tile_limit=variant.tile_bytes or 0)
+    packed = Pack(0, lanes)(weight, name=weight.name)
     out = op.infer(x.type, packed.type)
-    if stride == dilation == border.spread == (1, 1) and _winograd_pays(layouts, out, weight.shape):
-        return _winograd(layouts, node, out, x, weight, border, lanes)
+    if stride == dilation == border.spread == (1, 1):
+        if _winograd_pays(layouts, out, weight.shape) if variant.winograd is None else variant.winograd:
+            layouts = replace(layouts, workspace=variant.workspace or layouts.workspace)
+            return _winograd(layouts, node, out, x, weight, border, lanes)
     if border and op.spec(out, x.type, packed.type).tile_bytes(_POOLED_ROWS) > _TILE_BYTES:
         op, x = replace(op, border=Border()), _bordered(x, border)
     return apply(op, (x, packed), node.name, node.source)
@@ -131,7 +179,7 @@ def _winograd(
     rows, columns = -(-oh // TILE), -(-ow // TILE)
     row_bytes = columns * POINTS * c * ITEMSIZE[node.dtype]
     least = -(-_WINOGRAD_TILES // columns)  # fewer tiles would read the weights too often
-    chunk = min(max(_WORKSPACE_BYTES // row_bytes, least), at(out.shape[0], layouts.batch) * rows)
+    chunk = min(max(layouts.workspace // row_bytes, least), at(out.shape[0], layouts.batch) * rows)
     op = WinogradConv2d(o, (oh, ow), (top, left), lanes, layouts.isa.sums(lanes, node.dtype), chunk)
     return apply(op, (x, WinogradWeight(lanes)(weight, name=weight.name)), node.name, node.source)
 
@@ -233,16 +281,21 @@ def _phase_convolution(
 def _backward_weight(layouts: Layouts, node: Node, op: Conv2dBackwardWeight, x: Node, grad: Node) -> Node:
     g, isa = op.geometry, layouts.isa
     channels, _, kh, kw = static_shape(op.shape)
-    border, lanes, stride = Border(g.padding), isa.register_lanes(channels, node.dtype), g.stride
+    border, stride, variant = Border(g.padding), g.stride, layouts.variant(op, (x, grad), node)
+    lanes = variant.lanes or isa.register_lanes(channels, node.dtype)
     if (kh, kw) == (1, 1) and stride != (1, 1) and not border:
         x, stride = _every(x, stride, grad.shape), (1, 1)
-    if stride == g.dilation == (1, 1) and _winograd_pays(layouts, grad.type, node.shape):
-        return _winograd_gradient(layouts, node, x, grad, (g.padding[0][0], g.padding[1][0]), lanes)
-    sums = isa.room(lanes, node.dtype)
-    kernel = PackedConv2dBackwardWeight((kh, kw), stride, g.dilation, lanes, sums, border)
+    if stride == g.dilation == (1, 1):
+        if _winograd_pays(layouts, grad.type, node.shape) if variant.winograd is None else variant.winograd:
+            layouts = replace(layouts, workspace=variant.workspace or layouts.workspace)
+            return _winograd_gradient(layouts, node, x, grad, (g.padding[0][0], g.padding[1][0]), lanes)
+    sums, served = variant.sums or isa.room(lanes, node.dtype), variant.served or 0
+    kernel = PackedConv2dBackwardWeight((kh, kw), stride, g.dilation, lanes, sums, border, served=served)
     spec = kernel.spec(node.type, x.type, grad.type)
     groups = -(-spec.o // lanes) * (spec.c // tap_channels(spec)) * (kh // tap_rows(spec))
-    if groups < _SHARES <= layouts.batch:
+    if variant.shares:
+        kernel = replace(kernel, shares=variant.shares)
+    elif groups < _SHARES <= layouts.batch:
         kernel = replace(kernel, shares=_SHARES)
     if border:
         if spec.tile_bytes(1, tap_channels(spec)) > _TILE_BYTES:
@@ -256,7 +309,7 @@ def _winograd_gradient(layouts: Layouts, node: Node, x: Node, grad: Node, paddin
     columns = -(-ow // TILE)
     rows = at(grad.shape[0], layouts.batch) * -(-oh // TILE)
     row_bytes = columns * POINTS * (depth + blocks) * lanes * ITEMSIZE[node.dtype]
-    chunks = -(-rows // max(_WORKSPACE_BYTES // row_bytes, -(-_GRADIENT_TILES // columns)))
+    chunks = -(-rows // max(layouts.workspace // row_bytes, -(-_GRADIENT_TILES // columns)))
     # A task's sums are those of a vector with one or several vectors of the image's channels.
     room = layouts.isa.room(lanes, node.dtype) // lanes
     beside = max(k for k in range(1, max(room, 1) + 1) if depth % k == 0)
@@ -264,14 +317,15 @@ def _winograd_gradient(layouts: Layouts, node: Node, x: Node, grad: Node, paddin
     return apply(op, (x, grad), node.name, node.source)
 
 
-def _product(isa: Isa, node: Node, op: MatMul, a: Node, b: Node) -> Node | None:
-    columns = node.shape[-1]
+def _product(layouts: Layouts, node: Node, op: MatMul, a: Node, b: Node) -> Node | None:
+    columns, isa = node.shape[-1], layouts.isa
     if node.rank != 2 or not isinstance(columns, int) or columns == 1:
         return None
-    lanes = isa.lanes(columns, node.dtype)
+    variant = layouts.variant(op, (a, b), node)
+    lanes = variant.lanes or isa.lanes(columns, node.dtype)
     packed = Pack(0 if op.transpose_b else 1, lanes)(b, name=b.name)
     return apply(
-        PackedMatMul(columns, op.transpose_a, lanes, isa.sums(lanes, node.dtype)),
+        PackedMatMul(columns, op.transpose_a, lanes, variant.sums or isa.sums(lanes, node.dtype)),
         (a, packed),
         node.name,
         node.source,
