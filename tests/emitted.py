@@ -19,6 +19,7 @@ from helpers import LARGEST, make_inputs, weighted_sum
 import graphc as gc
 from graphc.emit.c import Emitted, emit_c
 from graphc.graph.node import Node
+from graphc.isa import isa_named
 from graphc.ops.leaves import Input
 from graphc.ops.registry import REGISTRY, Sample
 from graphc.optim import Optimizer
@@ -75,9 +76,20 @@ def emission(
     dtype: str = "float32",
     nan_guard: bool = False,
     guarded_arena: bool = False,
+    isa: str = "avx512",
 ) -> Emission:
     """Return what graphc.compile would build, without building it."""
-    request = Request(name, outputs, loss, metrics or {}, optimizer, batch, check_dtype(dtype), fork_us=0.0)
+    request = Request(
+        name,
+        outputs,
+        loss,
+        metrics or {},
+        optimizer,
+        batch,
+        check_dtype(dtype),
+        isa=isa_named(isa),
+        fork_us=0.0,
+    )
     program = compile_program(request).program
     if guarded_arena:
         program = spread(program)

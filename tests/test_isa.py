@@ -10,15 +10,19 @@ from graphc.errors import RangeError
 from graphc.isa import ISAS, isa_named, isa_of
 
 
-def net(isa: str, flags: tuple[str, ...], dtype: str) -> gc.Module:
+def logits() -> gc.Tensor:
     """A net with every packed kernel: padded, strided and single-pixel convolutions, products, odd channels."""
     x = gc.input("x", ("N", 3, 13, 11))
     h = gc.relu(gc.nn.conv2d(x, 20, 3, padding=1, name="a"))
     h = gc.nn.max_pool2d(gc.relu(gc.nn.conv2d(h, 36, 1, name="b")), 2)
     h = gc.nn.conv2d(h, 17, 3, stride=2, padding=1, name="c")
-    logits = gc.nn.linear(gc.flatten(h), 19, name="d")
+    return gc.nn.linear(gc.flatten(h), 19, name="d")
+
+
+def net(isa: str, flags: tuple[str, ...], dtype: str) -> gc.Module:
+    out = logits()
     return gc.compile(
-        {"logits": logits}, loss=gc.mean(logits * logits), batch=5, isa=isa, name="laid_out", dtype=dtype,
+        {"logits": out}, loss=gc.mean(out * out), batch=5, isa=isa, name="laid_out", dtype=dtype,
         build=gc.BuildOptions(optimisation=flags),
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from graphc.emit import winograd
 from graphc.isa import Isa
@@ -49,32 +50,81 @@ _AVX512 = """\
 #define GC_MADD_{lanes}_{S} GC_MADD
 #endif
 """
-_AVX2 = """\
-#if defined __FMA__ && !defined GC_NO_ASM
+
+
+class _TwoSteps(NamedTuple):
+    """Instructions that read a factor, then multiply and add; ``macro`` tells that the compiler has them.
+
+    They are one text: a factor that the compiler reads is kept for all taps that meet it, and spilled.
+    """
+
+    macro: str
+    register: str  # the constraint for vector registers
+    read: str
+    add: str  # to sum {s} the factor times vector {v}
+
+
+_TWO_STEPS = {
+    "avx2": _TwoSteps("__FMA__", "x", "vbroadcasts{p} %[m], %[f]", "vfmadd231p{p} %[{v}], %[f], %[{s}]"),
+    "neon": _TwoSteps(
+        "__aarch64__", "w", "ldr %{p}[f], %[m]", "fmla %[{s}].{short}{p}, %[{v}].{short}{p}, %[f].{p}[0]"
+    ),
+}
+_REGISTER = """\
+#if defined {macro} && defined __GNUC__ && !defined GC_NO_ASM
 #define GC_MADD_{lanes}_{S}(sum, factor, vector) \\
     do {{ \\
-        const __typeof__(sum) gc_f = (factor) - (__typeof__(sum)){{0}}; \\
-        __asm__("vfmadd231p{p} %2, %1, %0" : "+x"(sum) : "x"(gc_f), "x"(vector)); \\
+        gc_vec{lanes}_{S} gc_f; \\
+        __asm__("{read}\\n\\t{add}" \\
+                : [s] "+{register}"(sum), [f] "=&{register}"(gc_f) : [m] "m"(factor), [v] "{register}"(vector)); \\
     }} while (0)
 #else
 #define GC_MADD_{lanes}_{S} GC_MADD
 #endif
 """
-# A vector of two registers.
-_AVX2_PAIR = """\
-#if defined __FMA__ && defined __GNUC__ && !defined GC_NO_ASM
-typedef struct {{
-    gc_vec{half}_{S} low, high;
-}} __attribute__((may_alias, aligned(sizeof({T})))) gc_vec{lanes}_{S};
+_PAIR = """\
+#if defined {macro} && defined __GNUC__ && !defined GC_NO_ASM
 #define GC_MADD_{lanes}_{S}(sum, factor, vector) \\
     do {{ \\
-        const gc_vec{half}_{S} gc_f = (factor) - (gc_vec{half}_{S}){{0}}; \\
-        __asm__("vfmadd231p{p} %2, %1, %0" : "+x"((sum).low) : "x"(gc_f), "x"((vector).low)); \\
-        __asm__("vfmadd231p{p} %2, %1, %0" : "+x"((sum).high) : "x"(gc_f), "x"((vector).high)); \\
+        gc_vec{short}_{S} gc_f; \\
+        __asm__("{read}\\n\\t{add}\\n\\t{add_high}" \\
+                : [s] "+{register}"((sum).low), [t] "+{register}"((sum).high), [f] "=&{register}"(gc_f) \\
+                : [m] "m"(factor), [v] "{register}"((vector).low), [w] "{register}"((vector).high)); \\
     }} while (0)
+#elif defined __GNUC__
+"""
+_PAIR_TYPE = """\
+#ifdef __GNUC__ /* two registers */
+typedef struct {{
+    gc_vec{short}_{S} low, high;
+}} __attribute__((may_alias, aligned(sizeof({T})))) gc_vec{lanes}_{S};
 #else
 GC_VECTOR(gc_vec{lanes}_{S}, {T}, {lanes});
+#endif
+"""
+_HALVES = """\
+#define GC_MADD_{lanes}_{S}(sum, factor, vector) \\
+    do {{ \\
+        GC_MADD_{short}_{S}((sum).low, factor, (vector).low); \\
+        GC_MADD_{short}_{S}((sum).high, factor, (vector).high); \\
+    }} while (0)
+#else
 #define GC_MADD_{lanes}_{S} GC_MADD
+#endif
+"""
+_PLAIN = "#define GC_MADD_{lanes}_{S} GC_MADD\n"
+_PS = {"f": "s", "d": "d"}
+_BYTES = {"f": 4, "d": 8}
+
+# Instruction sets on which gcc takes the sums of convolutions apart too; on others it would only cost small kernels.
+_SETTLED = {"neon"}
+_STORED = """\
+/* What follows reads sums from where they are stored. A compiler that hands them on instead, element by element,
+ * takes them out of their registers in the loop as well. */
+#ifdef __GNUC__
+#define GC_STORED(to) __asm__ volatile("" : : "r"(to) : "memory")
+#else
+#define GC_STORED(to) (void)(to)
 #endif
 """
 
@@ -84,21 +134,32 @@ def _vectors(used: list[tuple[int, str]], isa: Isa) -> list[str]:
     found = [_VECTORS]
     declared = set()
     for lanes, suffix in used:
-        values = {"lanes": lanes, "half": lanes // 2, "S": suffix, "T": _TYPES[suffix], "p": _PS[suffix]}
         short = min(lanes, isa.register_bytes // _BYTES[suffix])
-        pair = isa.name == "avx2" and short < lanes
-        for part in (short,) if pair else (short, lanes):
-            if (part, suffix) not in declared:
-                found.append(f"GC_VECTOR(gc_vec{part}_{suffix}, {_TYPES[suffix]}, {part});\n")
-                declared.add((part, suffix))
-        form = _AVX2_PAIR if pair else {"avx512": _AVX512, "avx2": _AVX2}.get(isa.name, _PLAIN)
-        found.append(form.format(**values))
+        if (short, suffix) not in declared:
+            found.append(f"GC_VECTOR(gc_vec{short}_{suffix}, {_TYPES[suffix]}, {short});\n")
+            found.append(_multiply_add(short, short, suffix, isa))
+            declared.add((short, suffix))
+        if short < lanes:
+            found.append(_PAIR_TYPE.format(lanes=lanes, short=short, S=suffix, T=_TYPES[suffix]))
+            found.append(_multiply_add(lanes, short, suffix, isa))
     return found
 
 
-_PLAIN = "#define GC_MADD_{lanes}_{S} GC_MADD\n"
-_PS = {"f": "s", "d": "d"}
-_BYTES = {"f": 4, "d": 8}
+def _multiply_add(lanes: int, short: int, suffix: str, isa: Isa) -> str:
+    """Return the multiply-add of vectors that are one register of ``short`` lanes, or two."""
+    values = {"lanes": lanes, "short": short, "S": suffix, "p": _PS[suffix]}
+    steps = _TWO_STEPS.get(isa.name)
+    if steps is not None:
+        read = steps.read.format(**values)
+        add, high = (steps.add.format(s=s, v=v, **values) for s, v in ("sv", "tw"))
+        form = _REGISTER if lanes == short else _PAIR + _HALVES
+        return form.format(
+            macro=steps.macro, register=steps.register, read=read, add=add, add_high=high, **values
+        )
+    if lanes > short:
+        return "#ifdef __GNUC__\n" + _HALVES.format(**values)
+    return (_AVX512 if isa.name == "avx512" else _PLAIN).format(**values)
+
 
 _BORDERED = """\
 /* Fills a tile with rows of the channels of an image that has zeros around it, and between its pixels where these
@@ -288,7 +349,7 @@ _TILES = {
 }
 
 
-def _tile_macro(kind: str, count: int) -> str:
+def _tile_macro(kind: str, count: int, isa: Isa) -> str:
     """Return the macro that does to ``count`` named vectors, which live in registers, what an array's loop would.
 
     gcc keeps arrays of vectors in memory, or spills them.
@@ -296,10 +357,11 @@ def _tile_macro(kind: str, count: int) -> str:
     head, body = _TILES[kind]
     lines = [
         head.format(count=count).replace(" 1 vectors", " 1 vector"),
-        *(body.format(k=k) + ";" * (k < count - 1) for k in range(count)),
+        *(body.format(k=k) for k in range(count)),
+        *(["GC_STORED(to)"] if kind == "STORE" and isa.name in _SETTLED else []),
     ]
     comment, define = lines[0].split("\n")
-    return "\n".join([comment, " \\\n    ".join([define, *lines[1:]])]) + "\n"
+    return "\n".join([comment, " \\\n    ".join([define, "; \\\n    ".join(lines[1:])])]) + "\n"
 
 
 def _used(text: str, name: str) -> list[tuple[int, str]]:
@@ -329,6 +391,9 @@ def tile_helpers(text: str, isa: Isa) -> list[str]:
             found += [
                 definition.format(lanes=n, S=s, T=_TYPES[s]) for n, s in _used(text, f"gc_winograd_{name}")
             ]
+        found += [_STORED] if "GC_STORED(" in text or isa.name in _SETTLED else []
         tiles = set(re.findall(r"\bGC_(ZERO|FETCH|MADDS|STORE)_(\d+)\b", text))
-        found += [_tile_macro(kind, int(n)) for kind, n in sorted(tiles, key=lambda t: (int(t[1]), t[0]))]
+        found += [
+            _tile_macro(kind, int(n), isa) for kind, n in sorted(tiles, key=lambda t: (int(t[1]), t[0]))
+        ]
     return found

@@ -118,6 +118,14 @@ static inline void gc_pack8_f(
     }
 }
 
+/* What follows reads sums from where they are stored. A compiler that hands them on instead, element by element,
+ * takes them out of their registers in the loop as well. */
+#ifdef __GNUC__
+#define GC_STORED(to) __asm__ volatile("" : : "r"(to) : "memory")
+#else
+#define GC_STORED(to) (void)(to)
+#endif
+
 /* Writes 1 vector to rows of a table. */
 #define GC_STORE_1(name, to, step, s) \
     GC_STORE(name, (to) + 0 * (step), s##0)
@@ -182,6 +190,7 @@ static void out_matmul(const float *restrict a, const float *restrict b, float *
                 }
                 float sum[8][8];
                 GC_STORE_8(gc_vec8_f, sum[0], 8, s);
+                GC_STORED(sum);
                 for (int64_t p = 0; p < 8; p++) {
                     const int64_t i = top + p;
                     for (int64_t lane = 0; lane < live; lane++) {
@@ -205,6 +214,7 @@ static void out_matmul(const float *restrict a, const float *restrict b, float *
                 }
                 float sum[1][8];
                 GC_STORE_1(gc_vec8_f, sum[0], 8, s);
+                GC_STORED(sum);
                 for (int64_t p = 0; p < 1; p++) {
                     const int64_t i = top;
                     for (int64_t lane = 0; lane < (7 - (begin + p * 8) < 8 ? 7 - (begin + p * 8) : 8); lane++) {

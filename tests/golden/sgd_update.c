@@ -139,6 +139,14 @@ static inline void gc_pack8_f(
     }
 }
 
+/* What follows reads sums from where they are stored. A compiler that hands them on instead, element by element,
+ * takes them out of their registers in the loop as well. */
+#ifdef __GNUC__
+#define GC_STORED(to) __asm__ volatile("" : : "r"(to) : "memory")
+#else
+#define GC_STORED(to) (void)(to)
+#endif
+
 /* Adds `vector` times from[0], from[step], ... to 1 sums. */
 #define GC_MADDS_1(form, s, from, step, vector) \
     GC_MADD_##form(s##0, (from)[0 * (step)], vector)
@@ -313,6 +321,7 @@ static void line_weight_grad(const float *restrict a, const float *restrict b, f
             }
             float sum[1][8];
             GC_STORE_1(gc_vec8_f, sum[0], 8, s);
+            GC_STORED(sum);
             for (int64_t p = 0; p < 1; p++) {
                 const int64_t i = top + p;
                 for (int64_t lane = 0; lane < live; lane++) {
