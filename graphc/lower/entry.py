@@ -218,6 +218,8 @@ def _merged(view: View, axes: list[int]) -> tuple[Shape, Shape]:
     strides: list[Size] = []
     for axis in axes:
         extent, stride = view.shape[axis], view.strides[axis]
+        if extent == 1:
+            continue
         if strides and strides[-1] == stride * extent:
             extents[-1], strides[-1] = extents[-1] * extent, stride
         else:
