@@ -1,8 +1,9 @@
-"""The benchmark's table of one small row: its structure, and that the peers computed the same."""
+"""The benchmarks: what is measured, what is computed from it, and small runs in which the peers compute the same."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,13 @@ import pytest
 pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("tqdm", reason="tqdm is not installed")
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "cpu.py"
+import cpu
+import emitters
+from c_peers import lines_of_code
+from tables import add_ratios
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SCRIPT = FOLDER / "cpu.py"
 
 
 def test_one_row(tmp_path: Path) -> None:
@@ -38,3 +45,70 @@ def test_one_row(tmp_path: Path) -> None:
         assert 0 < peer["best_ms"] <= peer["median_ms"]
     assert row["ratio"] == pytest.approx(row["peers"]["eager"]["best_ms"] / row["peers"]["graphc"]["best_ms"])
     assert results["geometric_means"]["inference"]["fastest"] == pytest.approx(row["ratio"])
+
+
+def test_emitters_are_no_peers_unless_asked_for() -> None:
+    chosen, skipped = cpu.choose_peers(cpu.parse(["--threads", "1"]))
+    assert not {"emx", "onnx2c"} & {*chosen, *skipped}
+    chosen, skipped = cpu.choose_peers(cpu.parse(["--peers", "emx", "onnx2c", "--threads", "1"]))
+    assert {"emx", "onnx2c"} <= {*chosen, *skipped}
+    row = {
+        "flops": 1e6,
+        "peers": {"graphc": {"best_ms": 2.0}, "eager": {"best_ms": 3.0}, "emx": {"best_ms": 2.5}},
+    }
+    add_ratios(row, {"fma_gflops": 1.0})
+    assert (row["fastest_peer"], row["ratio"], row["gflops"]) == ("eager", 1.5, 0.5)
+
+
+def test_emitters_table() -> None:
+    entries = {"graphc": {"best_ms": 2.0, "median_ms": 3.0, "lines": 1500}}
+    entries |= {"emx": {"best_ms": 20.0, "median_ms": 21.0, "lines": 600}, "onnx2c": {"left_out": "refused"}}
+    row = {"net": "lenet", "batch": 1, "flops": 4e6, "peers": entries}
+    emitters.add_ratios(row, {})
+    machine = {"cpu": "", "threads": 1, "isa": "", "compiler": "", "flags": [], "date": "", "versions": {}}
+    machine |= {"fma_gflops_one_core": 1.0, "fma_gflops": 1.0, "bandwidth_gb_s": 1.0, "fork_join_us": 1.0}
+    results = {"machine": machine, "setup": {"rounds": 5, "skipped": {}}, "rows": [row]}
+    text = emitters.text(results, markdown=True)
+    assert "| lenet | 1 | graphc | 2.000 (3.000) |  | 1,500 |" in text
+    assert "| lenet | 1 | emx-onnx-cgen | 20.00 (21.00) | 10.0 | 600 |" in text
+    assert "onnx2c" not in text
+
+
+def test_values_of_weights_are_no_lines_of_code() -> None:
+    text = "static const float w[2][2] =\n{\n  {1, 2},\n  {3, 4}\n};\nvoid entry(void) {\n}\n"
+    assert lines_of_code(text) == 3
+
+
+def test_emitter_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+    program = tmp_path / "onnx2c"
+    program.write_text("#!/bin/sh\necho 'void entry(const float *x, float *y) { y[0] = 2*x[0]; }'\n")
+    program.chmod(0o755)
+    file = tmp_path / "results.json"
+    command = [
+        sys.executable,
+        str(FOLDER / "cpu.py"),
+        "--nets",
+        "mlp",
+        "--modes",
+        "inference",
+        "--batches",
+        "1",
+    ]
+    command += [
+        "--peers",
+        "onnx2c",
+        "--threads",
+        "1",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.01",
+        "--json",
+        str(file),
+    ]
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["peers"]["graphc"]["lines"] > 100 and "ratio" not in row
+    assert row["peers"]["onnx2c"]["left_out"].startswith("refused: the difference from graphc")
