@@ -15,11 +15,17 @@ pytest.importorskip("tqdm", reason="tqdm is not installed")
 
 import cpu
 import emitters
+import scaling
+import session
 from c_peers import lines_of_code
 from tables import add_ratios
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPT = FOLDER / "cpu.py"
+MACHINE = {
+    "cpu": "", "threads": 2, "isa": "", "compiler": "", "flags": [], "date": "", "versions": {},
+    "fma_gflops_one_core": 100.0, "fma_gflops": 190.0, "bandwidth_gb_s": 20.0, "fork_join_us": 1.0,
+}  # fmt: skip
 
 
 def test_one_row(tmp_path: Path) -> None:
@@ -65,9 +71,7 @@ def test_emitters_table() -> None:
     entries |= {"emx": {"best_ms": 20.0, "median_ms": 21.0, "lines": 600}, "onnx2c": {"left_out": "refused"}}
     row = {"net": "lenet", "batch": 1, "flops": 4e6, "peers": entries}
     emitters.add_ratios(row, {})
-    machine = {"cpu": "", "threads": 1, "isa": "", "compiler": "", "flags": [], "date": "", "versions": {}}
-    machine |= {"fma_gflops_one_core": 1.0, "fma_gflops": 1.0, "bandwidth_gb_s": 1.0, "fork_join_us": 1.0}
-    results = {"machine": machine, "setup": {"rounds": 5, "skipped": {}}, "rows": [row]}
+    results = {"machine": MACHINE, "setup": {"rounds": 5, "skipped": {}}, "rows": [row]}
     text = emitters.text(results, markdown=True)
     assert "| lenet | 1 | graphc | 2.000 (3.000) |  | 1,500 |" in text
     assert "| lenet | 1 | emx-onnx-cgen | 20.00 (21.00) | 10.0 | 600 |" in text
@@ -112,3 +116,35 @@ def test_emitter_that_computes_something_else_is_refused(tmp_path: Path) -> None
     (row,) = json.loads(file.read_text())["rows"]
     assert row["peers"]["graphc"]["lines"] > 100 and "ratio" not in row
     assert row["peers"]["onnx2c"]["left_out"].startswith("refused: the difference from graphc")
+
+
+def test_scaling_cases() -> None:
+    found = scaling.cases(scaling.parse(["--nets", "resnet18", "vgg16", "--threads", "1"]))
+    assert [(case["net"], case["mode"], case["batch"]) for case in found] == [
+        ("resnet18", "inference", 16), ("resnet18", "training", 16),
+        ("vgg16", "inference", 16), ("vgg16", "training", 16),
+    ]  # fmt: skip
+
+
+def test_each_number_of_threads_is_a_run() -> None:
+    runs = session.one_and_all({"threads": 2, "net": "lenet"}, "graphc")
+    assert {label: (peer, case["threads"]) for label, (peer, case) in runs.items()} == {
+        "1 thread": ("graphc", 1),
+        "2 threads": ("graphc", 2),
+    }
+    assert list(session.one_and_all({"threads": 1}, "graphc")) == ["1 thread"]
+
+
+def test_scaling_efficiency() -> None:
+    assert scaling.efficiency(one=8.0, many=2.5, threads=4) == pytest.approx(0.8)
+    one, two = {"best_ms": 30.0, "median_ms": 31.0}, {"best_ms": 20.0, "median_ms": 22.0}
+    case = {"mode": "training", "batch": 16, "threads": 2}
+    row = {**case, "net": "lenet", "peers": {"1 thread": one, "2 threads": two}}
+    scaling.add_efficiency(row, MACHINE)
+    assert row["efficiency"] == pytest.approx(0.75) and row["efficiency_of_peak"] == pytest.approx(0.95)
+    failed = {**case, "net": "vgg16", "peers": {"1 thread": {"left_out": "?"}}}
+    scaling.add_efficiency(failed, MACHINE)
+    text = scaling.text({"machine": MACHINE, "setup": {"rounds": 5}, "rows": [row, failed]}, markdown=True)
+    assert "| lenet | training | 16 | 30.00 (31.00) | 20.00 (22.00) | 75 % |" in text
+    assert "| vgg16 | training | 16 | left out | - | - |" in text
+    assert "Geometric mean, training: 75 %." in text
