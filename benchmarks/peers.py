@@ -19,7 +19,7 @@ from typing import Any
 
 import c_peers
 import numpy as np
-from nets import inputs, net_of, torch_nets
+from nets import inputs, kernel_of, net_of, torch_nets
 
 Case = dict[str, Any]
 Step = Callable[[], Any]  # a training step returns the loss before the update
@@ -110,6 +110,27 @@ def graphc(case: Case) -> Ready:
     if training:
         return (lambda: module.train_step(x=data["x"], y=data["y"])), output, facts
     return (lambda: module.predict(x=data["x"])), output, facts
+
+
+def kernel(case: Case) -> Ready:
+    """Compile one kernel by graphc, which multiplies directly; the output array is the same in every call."""
+    import graphc as gc
+
+    result = kernel_of(gc, case)
+    module = gc.compile({"out": result}, batch=case["batch"], winograd=False)
+    module.threads = case["threads"]
+    rng = np.random.default_rng(0)
+    data = {
+        name: rng.standard_normal([extent or case["batch"] for extent in shape], dtype=np.float32)
+        for name, (_, shape) in module.input_types.items()
+    }
+    out = module.predict(**data)
+    flops = result.op.flops(result.type, *(node.type for node in result.inputs))
+    arrays = [*data.values(), *out.values(), *module.params.values()]
+    work = {"flops": flops.at(case["batch"]), "bytes": sum(array.nbytes for array in arrays)}
+    (entry,) = (e for e in module.manifest["entries"] if e["name"] == "predict")
+    work["kernels"] = [call["kernel"] for call in entry["calls"]]
+    return (lambda: module.predict(out=out, **data)), out["out"].copy(), {"work": work}
 
 
 def eager(case: Case, compiled: bool = False) -> Ready:
@@ -235,7 +256,7 @@ def jax(case: Case) -> Ready:
 
 PEERS: dict[str, Callable[[Case], Ready]] = {
     "graphc": graphc, "eager": eager, "compile": compile_, "onnxruntime": onnxruntime,
-    "openvino": openvino, "jax": jax, "emx": emx, "onnx2c": onnx2c,
+    "openvino": openvino, "jax": jax, "emx": emx, "onnx2c": onnx2c, "kernel": kernel,
 }  # fmt: skip
 
 

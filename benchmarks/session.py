@@ -27,11 +27,13 @@ def usable() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def parser_for(text: str) -> argparse.ArgumentParser:
+def parser_for(text: str, seconds: float = 0.3) -> argparse.ArgumentParser:
     """Return a parser with the options that all benchmarks have; ``finish`` fills in what is not given."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(usual_seconds=seconds)
     parser.add_argument("--rounds", type=int, help="default 5, 3 with --quick")
-    parser.add_argument("--seconds", type=float, help="of calls in a round, default 0.3, 0.1 with --quick")
+    parser.add_argument("--seconds", type=float, metavar="S",
+                        help=f"of calls in a round, default {seconds}, 0.1 with --quick")  # fmt: skip
     parser.add_argument("--wait-policy", choices=("active", "passive"), help="OMP_WAIT_POLICY of each process; "
                         "by default not set, as users have it, which needs an otherwise idle machine")  # fmt: skip
     parser.add_argument("--limit", type=float, default=1800, help="seconds that an answer may take")
@@ -44,8 +46,10 @@ def parser_for(text: str) -> argparse.ArgumentParser:
 
 def finish(parser: argparse.ArgumentParser, options: argparse.Namespace, name: str) -> argparse.Namespace:
     """Return the options with their defaults, after an error for what cannot be."""
-    options.rounds = 3 if options.quick and options.rounds is None else options.rounds or 5
-    options.seconds = 0.1 if options.quick and options.seconds is None else options.seconds or 0.3
+    if options.rounds is None:
+        options.rounds = 3 if options.quick else 5
+    if options.seconds is None:
+        options.seconds = 0.1 if options.quick else options.usual_seconds
     options.json = options.json or RESULTS / f"{name}{'_quick' if options.quick else ''}.json"
     if not 1 <= options.threads <= usable():
         parser.error(f"--threads: there are 1 to {usable()}")

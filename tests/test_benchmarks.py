@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -15,10 +16,15 @@ pytest.importorskip("tqdm", reason="tqdm is not installed")
 
 import cpu
 import emitters
+import kernels
+import nets
+import peers
 import scaling
 import session
 from c_peers import lines_of_code
 from tables import add_ratios
+
+import graphc as gc
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPT = FOLDER / "cpu.py"
@@ -148,3 +154,56 @@ def test_scaling_efficiency() -> None:
     assert "| lenet | training | 16 | 30.00 (31.00) | 20.00 (22.00) | 75 % |" in text
     assert "| vgg16 | training | 16 | left out | - | - |" in text
     assert "Geometric mean, training: 75 %." in text
+
+
+def test_kernels_cases() -> None:
+    found = kernels.cases(kernels.parse([]))
+    assert len({(case["net"], case["mode"], case["batch"]) for case in found}) == len(found)
+    assert {case["batch"] for case in found if "product" in case} == {64, 256, 1024}
+    images = [case for case in found if case["net"] == "3x224x224 -> 64, 7x7/2"]
+    assert {(case["mode"], case["batch"]) for case in images} == {
+        ("forward", 1), ("forward", 16), ("weights", 1), ("weights", 16),
+    }  # fmt: skip
+    shared = [case for case in found if case["net"] == "256x56x56 -> 512, 1x1/2"]
+    assert len(shared) == 6
+    few = kernels.cases(kernels.parse(["--only", "3x3/2", "--modes", "input", "--batches", "4"]))
+    assert [case["batch"] for case in few] == [4, 4, 4] and all("3x3/2" in case["net"] for case in few)
+
+
+@pytest.mark.parametrize(
+    ("mode", "shape"), [("forward", (8, 5, 3)), ("input", (6, 9, 5)), ("weights", (8, 3, 3, 3))]
+)
+def test_a_kernel_and_its_gradients_have_the_same_flops(mode: str, shape: tuple[int, ...]) -> None:
+    conv = nets.Convolution(6, 9, 5, 8, (3, 3), (2, 2), (1, 1), (1, 1), 2)
+    node = nets.kernel_of(gc, {"conv": conv.to_dict(), "mode": mode})
+    assert node.shape[-len(shape) :] == shape
+    assert node.op.flops(node.type, *(given.type for given in node.inputs)).at(2) == 2 * 2 * 8 * 5 * 3 * 3 * 9
+
+
+def test_product_kernel() -> None:
+    product = nets.Product(4, 3, 5)
+    case = {"product": product.to_dict(), "batch": 4, "threads": 1}
+    weight = np.random.default_rng(1).standard_normal((5, 3), dtype=np.float32)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 5), dtype=np.float32)
+    _, out, facts = peers.kernel({**case, "mode": "forward"})
+    np.testing.assert_allclose(out, x @ weight, rtol=1e-5, atol=1e-5)  # five products of about one
+    assert facts["work"] == {"flops": 2 * 4 * 3 * 5, "bytes": 4 * (20 + 12 + 15), "kernels": ["out_matmul"]}
+
+
+def test_kernels_table() -> None:
+    one, two = {"best_ms": 1.0}, {"best_ms": 0.7}  # 90 and 129 of 100 and 190 GFLOP/s
+    case = {"batch": 16, "mode": "input", "threads": 2, "flops": 9e7, "bytes": 7e6}
+    slow = {**case, "net": "slow", "peers": {"1 thread": dict(one), "2 threads": dict(two)}}
+    fast = {**case, "net": "fast", "peers": {"1 thread": dict(one), "2 threads": {"best_ms": 0.55}}}
+    failed = {**case, "net": "failed", "peers": {"1 thread": {"left_out": "?"}}}
+    for row in (slow, fast, failed):
+        kernels.add_percentages(row, MACHINE)
+    assert [kernels.below(row) for row in (slow, fast, failed)] == [True, False, False]
+    results = {"machine": MACHINE, "setup": {"rounds": 5}, "rows": [slow, fast, failed]}
+    text = kernels.text(results, markdown=True)
+    assert "| slow | input | 16 | 90.0 | 90 % | 128.6 | 68 % < | 50 % |" in text
+    assert "| fast | input | 16 | 90.0 | 90 % | 163.6 | 86 % | 64 % |" in text
+    assert "| failed | input | 16 | - | - | - | - | - |" in text
+    assert "input, 2 threads: 1 of 2 reach 80 % of the peak" in text
+    assert "fast" not in kernels.text(results, markdown=True, only_below=True)
