@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nets import inputs, net_of
+from nets import inputs
 
 # Those of graphc's C, which is not given -ffast-math either.
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
@@ -32,8 +32,20 @@ def _run(command: list[str], **more: Any) -> None:
         raise RuntimeError(f"{Path(command[0]).name} ended with status {done.returncode}: {last}")
 
 
+def _output_shape(model: str) -> tuple[int, ...]:
+    """Return the extents of the only output, which an export for one batch states."""
+    import onnx
+
+    (output,) = onnx.load(model).graph.output
+    return tuple(extent.dim_value for extent in output.type.tensor_type.shape.dim)
+
+
 def _ready(
-    case: dict[str, Any], source: Path, entry: str, load: Callable[[Any], None] = lambda library: None
+    case: dict[str, Any],
+    model: str,
+    source: Path,
+    entry: str,
+    load: Callable[[Any], None] = lambda library: None,
 ) -> tuple[Callable[[], Any], np.ndarray, dict[str, Any]]:
     """Return the call of the compiled source, its output, and its lines; ``load`` prepares the library."""
     from graphc.build.compiler import find_compiler
@@ -43,7 +55,7 @@ def _ready(
     library = ctypes.CDLL(str(shared))
     load(library)
     images = inputs(case)["x"]
-    output = np.empty((case["batch"], net_of(case).classes), np.float32)
+    output = np.empty(_output_shape(model), np.float32)
     function = getattr(library, entry)
     function.restype = None
     pointers = [ctypes.c_void_p(array.ctypes.data) for array in (images, output)]
@@ -59,7 +71,7 @@ def _ready(
 def emx(case: dict[str, Any], model: str) -> tuple[Callable[[], Any], np.ndarray, dict[str, Any]]:
     """Run the C of emx-onnx-cgen, which reads its weights from a file beside it."""
     folder = Path(case["folder"]) / f"emx{case['batch']}"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "emx_onnx_cgen", "compile", model, str(folder / "net.c")]
     _run([*command, "--model-name", "model", "--large-weight-threshold", "1"], stdout=subprocess.DEVNULL)
 
@@ -68,7 +80,7 @@ def emx(case: dict[str, Any], model: str) -> tuple[Callable[[], Any], np.ndarray
         if not library.model_load(str(folder / "model.bin").encode()):
             raise RuntimeError("emx-onnx-cgen's C cannot read its weights")
 
-    return _ready(case, folder / "net.c", "model", load)
+    return _ready(case, model, folder / "net.c", "model", load)
 
 
 def onnx2c(case: dict[str, Any], model: str) -> tuple[Callable[[], Any], np.ndarray, dict[str, Any]]:
@@ -76,4 +88,4 @@ def onnx2c(case: dict[str, Any], model: str) -> tuple[Callable[[], Any], np.ndar
     source = Path(case["folder"]) / f"onnx2c{case['batch']}.c"
     with source.open("w") as file:
         _run(["onnx2c", model], stdout=file)
-    return _ready(case, source, "entry")
+    return _ready(case, model, source, "entry")
