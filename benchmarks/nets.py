@@ -88,12 +88,69 @@ class Convolution:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Product:
+    """A matrix product: (rows, depth) by (depth, columns), the second of which are weights."""
+
+    rows: int
+    columns: int
+    depth: int
+
+    def __str__(self) -> str:
+        """Return ``64x512x784``: rows, columns, depth."""
+        return f"{self.rows}x{self.columns}x{self.depth}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+
+def _conv(case: dict[str, Any]) -> Convolution:
+    return Convolution(**{k: tuple(v) if isinstance(v, list) else v for k, v in case["conv"].items()})
+
+
 def net_of(case: dict[str, Any]) -> Net:
     """Return the net of a case, by its name or by the convolution it holds."""
     if "conv" not in case:
         return NETS[case["net"]]
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in case["conv"].items()}
-    return Convolution(**fields).net()
+    return _conv(case).net()
+
+
+def kernel_of(gc: Any, case: dict[str, Any]) -> Any:
+    """Return the result of one kernel: of the "conv" or "product" of a case, or of one of its two gradients.
+
+    Weights are parameters, so that they are packed, or flipped and packed, before the call, once for all calls.
+    """
+    from graphc.ops.conv2d import Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, ConvGeometry
+    from graphc.ops.matmul import matmul
+    from graphc.ops.movement import transpose
+
+    if "product" in case:
+        product = Product(**case["product"])
+        x, weight = gc.input("x", ("N", product.depth)), _weights(gc, (product.depth, product.columns))
+        grad = gc.input("grad", ("N", product.columns))
+        results = {
+            "forward": lambda: matmul(x, weight),
+            "input": lambda: matmul(grad, transpose(weight, (1, 0))),
+            "weights": lambda: matmul(transpose(x, (1, 0)), grad),
+        }
+    else:
+        conv = _conv(case)
+        pads = (conv.padding[0],) * 2, (conv.padding[1],) * 2
+        geometry = ConvGeometry(conv.stride, pads, conv.dilation, conv.groups)
+        x = gc.input("x", ("N", conv.channels, conv.height, conv.width))
+        weight = _weights(gc, (conv.out, conv.channels // conv.groups, *conv.kernel))
+        grad = gc.input("grad", ("N", *Conv2d(geometry)(x, weight).shape[1:]))
+        results = {
+            "forward": lambda: Conv2d(geometry)(x, weight),
+            "input": lambda: Conv2dBackwardData(geometry, x.shape)(grad, weight),
+            "weights": lambda: Conv2dBackwardWeight(geometry, weight.shape)(x, grad),
+        }
+    return results[case["mode"]]()
+
+
+def _weights(gc: Any, shape: tuple[int, ...]) -> Any:
+    return gc.parameter("weight", shape, np.random.default_rng(1).standard_normal(shape, dtype=np.float32))
 
 
 def convolutions(name: str) -> dict[Convolution, int]:

@@ -17,12 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import c_peers
 import numpy as np
-from nets import inputs, net_of, torch_nets
+from nets import inputs, kernel_of, net_of, torch_nets
 
 Case = dict[str, Any]
 Step = Callable[[], Any]  # a training step returns the loss before the update
-Ready = tuple[Step, np.ndarray, dict[str, Any]]  # the step, the logits in inference, and further facts
+# The step, the logits in inference, and further facts: those of the "work" are the row's, all others the peer's.
+Ready = tuple[Step, np.ndarray, dict[str, Any]]
 
 LEARNING_RATE, MOMENTUM = 0.01, 0.9
 COMPARED_STEPS = 3  # training steps whose losses are compared: the second depends on the gradient
@@ -99,14 +101,36 @@ def graphc(case: Case) -> Ready:
     else:
         _save(case, own)
     macs = sum(row.macs for row in gc.layers({"logits": logits}))
-    facts = {
+    work = {
         "flops": 2 * macs * case["batch"] * (3 if training else 1),
         "arena_bytes": module.plan("train" if training else "inference").arena_bytes,
     }
+    facts = {"work": work, "lines": sum(map(c_peers.lines_of_code, module.source.values()))}
     output = module.predict(x=data["x"])["logits"]
     if training:
         return (lambda: module.train_step(x=data["x"], y=data["y"])), output, facts
     return (lambda: module.predict(x=data["x"])), output, facts
+
+
+def kernel(case: Case) -> Ready:
+    """Compile one kernel by graphc, which multiplies directly; the output array is the same in every call."""
+    import graphc as gc
+
+    result = kernel_of(gc, case)
+    module = gc.compile({"out": result}, batch=case["batch"], winograd=False)
+    module.threads = case["threads"]
+    rng = np.random.default_rng(0)
+    data = {
+        name: rng.standard_normal([extent or case["batch"] for extent in shape], dtype=np.float32)
+        for name, (_, shape) in module.input_types.items()
+    }
+    out = module.predict(**data)
+    flops = result.op.flops(result.type, *(node.type for node in result.inputs))
+    arrays = [*data.values(), *out.values(), *module.params.values()]
+    work = {"flops": flops.at(case["batch"]), "bytes": sum(array.nbytes for array in arrays)}
+    (entry,) = (e for e in module.manifest["entries"] if e["name"] == "predict")
+    work["kernels"] = [call["kernel"] for call in entry["calls"]]
+    return (lambda: module.predict(out=out, **data)), out["out"].copy(), {"work": work}
 
 
 def eager(case: Case, compiled: bool = False) -> Ready:
@@ -176,6 +200,16 @@ def openvino(case: Case) -> Ready:
     return infer, np.array(infer()[0]), {}
 
 
+def emx(case: Case) -> Ready:
+    """Run the C that emx-onnx-cgen makes of what PyTorch exported."""
+    return c_peers.emx(case, onnx_path(case))
+
+
+def onnx2c(case: Case) -> Ready:
+    """Run the C that onnx2c makes of what PyTorch exported."""
+    return c_peers.onnx2c(case, onnx_path(case))
+
+
 def jax(case: Case) -> Ready:
     """Run JAX with jit, for mlp and lenet."""
     import jax
@@ -222,7 +256,7 @@ def jax(case: Case) -> Ready:
 
 PEERS: dict[str, Callable[[Case], Ready]] = {
     "graphc": graphc, "eager": eager, "compile": compile_, "onnxruntime": onnxruntime,
-    "openvino": openvino, "jax": jax,
+    "openvino": openvino, "jax": jax, "emx": emx, "onnx2c": onnx2c, "kernel": kernel,
 }  # fmt: skip
 
 
@@ -244,12 +278,14 @@ def start(name: str, case: Case) -> tuple[Step, dict[str, Any]]:
     """Return the step of a peer and what the parent compares; the step has run at least once."""
     began = time.perf_counter()
     step, output, facts = (prepare if name == "prepare" else PEERS[name])(case)
-    path = Path(case["folder"]) / f"{name}.npy"
+    work = facts.pop("work", {})
+    path = Path(case["folder"]) / f"{case.get('label', name)}.npy"
     np.save(path, output)
     count = COMPARED_STEPS if case["mode"] == "training" else 1
     results = [step() for _ in range(count)]
     losses = [float(loss) for loss in results] if case["mode"] == "training" and name != "prepare" else []
-    return step, {**facts, "output": str(path), "losses": losses, "start_s": time.perf_counter() - began}
+    seconds = time.perf_counter() - began
+    return step, {"work": work, "more": facts, "output": str(path), "losses": losses, "start_s": seconds}
 
 
 def main() -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from worker import TITLES, Worker, WorkerError, missing
+from worker import NEEDS, TITLES, Worker, WorkerError, missing
 
 TOLERANCE = 1e-3  # relative to the largest output
 SETTLE = 0.05  # seconds between two peers, in which the threads of the first stop spinning
 
 Case = dict[str, Any]
 Progress = Callable[[str], None]
+Runs = dict[str, tuple[str, Case]]  # by label: which peer, and what it is given; the first is compared with
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -41,30 +42,47 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any], random: bool) -> dict[
     return found
 
 
+def prepare(case: Case, runs: Runs, limit: float) -> str | None:
+    """The weights that the peers share, and the ONNX file if one needs it, are in the case's folder.
+
+    Returns why not: then graphc's own weights will do, and who needs the ONNX file is left out.
+    """
+    needed = {package for peer, _ in runs.values() for package in NEEDS[peer]}
+    if "torch" not in needed or missing("eager"):
+        return None
+    try:
+        Worker("prepare", {**case, "onnx": "onnx" in needed}, limit).stop()
+    except WorkerError as error:
+        return str(error)
+    return None
+
+
 def start_all(
-    case: Case, peers: list[str], limit: float, random: bool, progress: Progress
+    case: Case, runs: Runs, limit: float, progress: Progress
 ) -> tuple[dict[str, Worker], dict[str, dict[str, Any]]]:
-    """Return the workers whose outputs agree with graphc's, and what is known of every peer."""
+    """Return the workers whose outputs agree with the first one's, and what is known of every run.
+
+    Raises:
+        WorkerError: the first one fails, so that there is nothing to compare with.
+    """
     workers: dict[str, Worker] = {}
     known: dict[str, dict[str, Any]] = {}
+    first = next(iter(runs))
     try:
-        if not missing("eager"):
-            progress("weights")
-            onnx = bool({"onnxruntime", "openvino"} & set(peers))
+        progress("weights")
+        failure = prepare(case, runs, limit)
+        if failure:
+            known["prepare"] = {"left_out": failure}
+        for label, (peer, given) in runs.items():
+            progress(f"{TITLES.get(label, label)} starts")
             try:
-                Worker("prepare", {**case, "onnx": onnx}, limit).stop()
-            except WorkerError as error:  # graphc's own weights will do; who needs the ONNX file is left out
-                known["prepare"] = {"left_out": str(error)}
-        for peer in peers:
-            progress(f"{TITLES[peer]} starts")
-            try:
-                workers[peer] = worker = Worker(peer, case, limit)
-                known[peer] = {"start_s": worker.facts["start_s"]}
-                if peer != "graphc" and "graphc" in workers:
-                    known[peer] |= compare(workers["graphc"].facts, worker.facts, random)
+                workers[label] = worker = Worker(peer, {**given, "label": label}, limit)
+                known[label] = {"start_s": worker.facts["start_s"]} | worker.facts["more"]
+                if label != first:
+                    known[label] |= compare(workers[first].facts, worker.facts, case.get("dropout", False))
             except WorkerError as error:
-                drop(peer, workers, known, error)
-                if peer == "graphc":
+                drop(label, workers, known, error)
+                if label == first:
                     raise
     except BaseException:
         for worker in workers.values():
@@ -89,45 +107,45 @@ def busy_share(seconds: float) -> float:
     return (used_after - used) / max(1, total_after - total)
 
 
-def drop(peer: str, workers: dict[str, Worker], known: dict[str, dict[str, Any]], error: WorkerError) -> None:
-    """The peer is stopped, and its entry says why."""
-    if peer in workers:
-        workers.pop(peer).kill()
-    known[peer] = {**known.get(peer, {}), "left_out": str(error)}
+def drop(
+    label: str, workers: dict[str, Worker], known: dict[str, dict[str, Any]], error: WorkerError
+) -> None:
+    """The run is stopped, and its entry says why."""
+    if label in workers:
+        workers.pop(label).kill()
+    known[label] = {**known.get(label, {}), "left_out": str(error)}
 
 
-def measure(case: Case, peers: list[str], options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """Return the row of a case: of each peer the median and best milliseconds, or why it is left out."""
-    from nets import net_of
-
+def measure(case: Case, runs: Runs, options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """Return the row of a case: of each run the median and best milliseconds, or why it is left out."""
     shown = {key: value for key, value in case.items() if key != "folder"}
     row: dict[str, Any] = {**shown}
     try:
-        workers, known = start_all(case, peers, options.limit, net_of(case).dropout, progress)
+        workers, known = start_all(case, runs, options.limit, progress)
     except WorkerError as error:  # nothing to compare with
-        return {**row, "peers": {"graphc": {"left_out": str(error)}}}
-    row |= {key: workers["graphc"].facts[key] for key in ("flops", "arena_bytes")}
-    rounds: dict[str, list[dict[str, Any]]] = {peer: [] for peer in workers}
+        return {**row, "peers": {next(iter(runs)): {"left_out": str(error)}}}
+    row |= workers[next(iter(runs))].facts["work"]
+    rounds: dict[str, list[dict[str, Any]]] = {label: [] for label in workers}
     busy: list[float] = []
     try:
         for number in range(options.rounds):
             order = list(workers)
             shift = number % len(order)
-            for peer in order[shift:] + order[:shift]:
-                progress(f"round {number + 1} of {options.rounds}, {TITLES[peer]}")
+            for label in order[shift:] + order[:shift]:
+                progress(f"round {number + 1} of {options.rounds}, {TITLES.get(label, label)}")
                 time.sleep(SETTLE)
                 busy.append(busy_share(SETTLE))
                 try:
-                    rounds[peer].append(workers[peer].ask({"seconds": options.seconds}))
+                    rounds[label].append(workers[label].ask({"seconds": options.seconds}))
                 except WorkerError as error:
-                    drop(peer, workers, known, error)
-        for peer in workers:
-            known[peer] |= {
-                "median_ms": 1e3 * statistics.median(r["median"] for r in rounds[peer]),
-                "best_ms": 1e3 * min(r["best"] for r in rounds[peer]),
-                "calls": sum(r["calls"] for r in rounds[peer]),
+                    drop(label, workers, known, error)
+        for label in workers:
+            known[label] |= {
+                "median_ms": 1e3 * statistics.median(r["median"] for r in rounds[label]),
+                "best_ms": 1e3 * min(r["best"] for r in rounds[label]),
+                "calls": sum(r["calls"] for r in rounds[label]),
             }
-            workers[peer].stop()
+            workers[label].stop()
     finally:
         for worker in workers.values():
             worker.kill()

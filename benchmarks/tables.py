@@ -5,20 +5,25 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from worker import TITLES
+from worker import EMITTERS, TITLES
 
 Row = dict[str, Any]
 
 
 def add_ratios(row: Row, machine: dict[str, Any]) -> None:
-    """The row has graphc's GFLOP/s, its part of the FMA peak, and the fastest peer's time over graphc's."""
+    """The row has graphc's GFLOP/s, its part of the FMA peak, and the fastest peer's time over graphc's.
+
+    The emitters of plain loops are no such peers.
+    """
     ours = row["peers"].get("graphc", {}).get("best_ms")
     if ours is None:
         return
     row["gflops"] = row["flops"] / ours / 1e6
     row["percent_of_peak"] = 100 * row["gflops"] / machine["fma_gflops"]
     times = {
-        p: r["best_ms"] for p, r in row["peers"].items() if p != "graphc" and r.get("best_ms") is not None
+        peer: result["best_ms"]
+        for peer, result in row["peers"].items()
+        if peer not in ("graphc", *EMITTERS) and result.get("best_ms") is not None
     }
     if times:
         row["fastest_peer"] = min(times, key=lambda peer: times[peer])
@@ -40,29 +45,31 @@ def geometric_means(rows: list[Row]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _milliseconds(value: float) -> str:
+def milliseconds(value: float) -> str:
     """Return the number with about four digits."""
     return f"{value:.{3 if value < 10 else 2 if value < 100 else 1 if value < 1000 else 0}f}"
 
 
-def _cell(result: Row | None) -> str:
+def cell(result: Row | None) -> str:
+    """Return the best and the median milliseconds, or what stands in their place."""
     if result is None:
         return "-"
     if "best_ms" not in result:
         return "left out"
-    return f"{_milliseconds(result['best_ms'])} ({_milliseconds(result['median_ms'])})"
+    return f"{milliseconds(result['best_ms'])} ({milliseconds(result['median_ms'])})"
 
 
 def _cells(row: Row, peers: list[str], layers: bool) -> list[str]:
     first = [row["net"], str(row["count"] if layers else row["mode"]), str(row["batch"])]
-    times = [_cell(row["peers"].get(peer)) for peer in peers]
+    times = [cell(row["peers"].get(peer)) for peer in peers]
     if "gflops" not in row:
         return [*first, *times, "-", "-", "-"]
     ratio = f"{row['ratio']:.2f}" if "ratio" in row else "-"
     return [*first, *times, ratio, f"{row['gflops']:.1f}", f"{row['percent_of_peak']:.0f} %"]
 
 
-def _lay_out(lines: list[list[str]], markdown: bool) -> str:
+def lay_out(lines: list[list[str]], markdown: bool) -> str:
+    """Return the lines, the head first, as a table."""
     if markdown:
         rule = ["---"] * 3 + ["--:"] * (len(lines[0]) - 3)
         return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
@@ -75,20 +82,28 @@ def _lay_out(lines: list[list[str]], markdown: bool) -> str:
     )  # fmt: skip
 
 
+def machine_text(results: dict[str, Any]) -> str:
+    """Return what the results are measured on, and what that can do."""
+    machine = results["machine"]
+    names = [f"{name} {version}" for name, version in machine["versions"].items()]
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    return (
+        f"{machine['cpu']}, {threads}, {machine['isa']}, {machine['compiler']}, "
+        f"{' '.join(machine['flags'])}, {machine['date']}.\n{', '.join(names)}.\n"
+        f"FMA peak {machine['fma_gflops_one_core']:.0f} GFLOP/s on one core and {machine['fma_gflops']:.0f} on "
+        f"all threads, memory {machine['bandwidth_gb_s']:.1f} GB/s, fork and join {machine['fork_join_us']:.1f} us."
+    )
+
+
 def text(results: dict[str, Any], *, markdown: bool) -> str:
     """Return the machine, the table and the geometric means."""
-    machine, setup, rows = results["machine"], results["setup"], results["rows"]
+    setup, rows = results["setup"], results["rows"]
     layers = any("conv" in row for row in rows)
     peers = [p for p in TITLES if any(p in row["peers"] for row in rows)]
     head = ["layer", "times"] if layers else ["net", "mode"]
     head += ["batch", *(TITLES[peer] for peer in peers), "fastest peer / graphc", "GFLOP/s", "of peak"]
-    table = _lay_out([head, *(_cells(row, peers, layers) for row in rows)], markdown)
-    names = [f"{name} {version}" for name, version in machine["versions"].items()]
-    above = (
-        f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}, {machine['compiler']}, "
-        f"{' '.join(machine['flags'])}, {machine['date']}.\n{', '.join(names)}.\n"
-        f"FMA peak {machine['fma_gflops_one_core']:.0f} GFLOP/s on one core and {machine['fma_gflops']:.0f} on "
-        f"all threads, memory {machine['bandwidth_gb_s']:.1f} GB/s, fork and join {machine['fork_join_us']:.1f} us."
+    table = lay_out([head, *(_cells(row, peers, layers) for row in rows)], markdown)
+    above = machine_text(results) + (
         f"\nMilliseconds a call in float32, best (median) of {setup['rounds']} rounds; GFLOP/s are graphc's,"
         "\nof the direct convolutions: Winograd's need fewer products, and may be above the peak."
     )

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 SCRIPT = Path(__file__).resolve().with_name("peers.py")
 
-# The packages that each peer needs; pytest because PyTorch's side of the nets is shared with the tests.
+# The packages and programs that each peer needs; pytest because PyTorch's side of the nets is shared with the tests.
 NEEDS = {
     "graphc": ("graphc",),
     "eager": ("torch", "pytest"),
@@ -26,21 +27,34 @@ NEEDS = {
     "onnxruntime": ("onnxruntime", "onnx", "torch", "pytest"),
     "openvino": ("openvino", "onnx", "torch", "pytest"),
     "jax": ("jax", "jaxlib"),
+    "emx": ("emx_onnx_cgen", "onnx", "torch", "pytest"),
+    "onnx2c": ("onnx2c", "onnx", "torch", "pytest"),
+    "kernel": ("graphc",),
 }
+PROGRAMS = ("onnx2c",)
 TITLES = {
     "graphc": "graphc", "eager": "PyTorch eager", "compile": "torch.compile",
     "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "jax": "JAX",
+    "emx": "emx-onnx-cgen", "onnx2c": "onnx2c",
 }  # fmt: skip
+# What emits C for one thread, in plain loops: these are no peers in the table of all threads.
+EMITTERS = ("emx", "onnx2c")
 
 
 def missing(peer: str) -> list[str]:
-    """Return the packages that the peer needs and that are not installed."""
-    return [package for package in NEEDS[peer] if importlib.util.find_spec(package) is None]
+    """Return the packages and programs that the peer needs and that are not installed."""
+
+    def found(name: str) -> bool:
+        return bool(shutil.which(name) if name in PROGRAMS else importlib.util.find_spec(name))
+
+    return [name for name in NEEDS[peer] if not found(name)]
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what is installed of graphc, the peers and NumPy."""
-    packages = ("graphc", "torch", "onnx", "onnxruntime", "openvino", "jax", "jaxlib", "numpy")
+ALL = ("graphc", "torch", "onnx", "onnxruntime", "openvino", "jax", "jaxlib", "numpy")
+
+
+def versions(packages: tuple[str, ...] = ALL) -> dict[str, str]:
+    """Return the versions of those packages that are installed, by default of graphc, the peers and NumPy."""
     present = (p for p in packages if importlib.util.find_spec(p) is not None)
     return {package: importlib.metadata.version(package) for package in present}
 

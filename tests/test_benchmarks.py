@@ -1,18 +1,37 @@
-"""The benchmark's table of one small row: its structure, and that the peers computed the same."""
+"""The benchmarks: what is measured, what is computed from it, and small runs in which the peers compute the same."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("tqdm", reason="tqdm is not installed")
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "cpu.py"
+import cpu
+import emitters
+import kernels
+import nets
+import peers
+import scaling
+import session
+from c_peers import lines_of_code
+from tables import add_ratios
+
+import graphc as gc
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SCRIPT = FOLDER / "cpu.py"
+MACHINE = {
+    "cpu": "", "threads": 2, "isa": "", "compiler": "", "flags": [], "date": "", "versions": {},
+    "fma_gflops_one_core": 100.0, "fma_gflops": 190.0, "bandwidth_gb_s": 20.0, "fork_join_us": 1.0,
+}  # fmt: skip
 
 
 def test_one_row(tmp_path: Path) -> None:
@@ -38,3 +57,153 @@ def test_one_row(tmp_path: Path) -> None:
         assert 0 < peer["best_ms"] <= peer["median_ms"]
     assert row["ratio"] == pytest.approx(row["peers"]["eager"]["best_ms"] / row["peers"]["graphc"]["best_ms"])
     assert results["geometric_means"]["inference"]["fastest"] == pytest.approx(row["ratio"])
+
+
+def test_emitters_are_no_peers_unless_asked_for() -> None:
+    chosen, skipped = cpu.choose_peers(cpu.parse(["--threads", "1"]))
+    assert not {"emx", "onnx2c"} & {*chosen, *skipped}
+    chosen, skipped = cpu.choose_peers(cpu.parse(["--peers", "emx", "onnx2c", "--threads", "1"]))
+    assert {"emx", "onnx2c"} <= {*chosen, *skipped}
+    row = {
+        "flops": 1e6,
+        "peers": {"graphc": {"best_ms": 2.0}, "eager": {"best_ms": 3.0}, "emx": {"best_ms": 2.5}},
+    }
+    add_ratios(row, {"fma_gflops": 1.0})
+    assert (row["fastest_peer"], row["ratio"], row["gflops"]) == ("eager", 1.5, 0.5)
+
+
+def test_emitters_table() -> None:
+    entries = {"graphc": {"best_ms": 2.0, "median_ms": 3.0, "lines": 1500}}
+    entries |= {"emx": {"best_ms": 20.0, "median_ms": 21.0, "lines": 600}, "onnx2c": {"left_out": "refused"}}
+    row = {"net": "lenet", "batch": 1, "flops": 4e6, "peers": entries}
+    emitters.add_ratios(row, {})
+    results = {"machine": MACHINE, "setup": {"rounds": 5, "skipped": {}}, "rows": [row]}
+    text = emitters.text(results, markdown=True)
+    assert "| lenet | 1 | graphc | 2.000 (3.000) |  | 1,500 |" in text
+    assert "| lenet | 1 | emx-onnx-cgen | 20.00 (21.00) | 10.0 | 600 |" in text
+    assert "onnx2c" not in text
+
+
+def test_values_of_weights_are_no_lines_of_code() -> None:
+    text = "static const float w[2][2] =\n{\n  {1, 2},\n  {3, 4}\n};\nvoid entry(void) {\n}\n"
+    assert lines_of_code(text) == 3
+
+
+def test_emitter_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+    program = tmp_path / "onnx2c"
+    program.write_text("#!/bin/sh\necho 'void entry(const float *x, float *y) { y[0] = 2*x[0]; }'\n")
+    program.chmod(0o755)
+    file = tmp_path / "results.json"
+    command = [
+        sys.executable,
+        str(FOLDER / "cpu.py"),
+        "--nets",
+        "mlp",
+        "--modes",
+        "inference",
+        "--batches",
+        "1",
+    ]
+    command += [
+        "--peers",
+        "onnx2c",
+        "--threads",
+        "1",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.01",
+        "--json",
+        str(file),
+    ]
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["peers"]["graphc"]["lines"] > 100 and "ratio" not in row
+    assert row["peers"]["onnx2c"]["left_out"].startswith("refused: the difference from graphc")
+
+
+def test_scaling_cases() -> None:
+    found = scaling.cases(scaling.parse(["--nets", "resnet18", "vgg16", "--threads", "1"]))
+    assert [(case["net"], case["mode"], case["batch"]) for case in found] == [
+        ("resnet18", "inference", 16), ("resnet18", "training", 16),
+        ("vgg16", "inference", 16), ("vgg16", "training", 16),
+    ]  # fmt: skip
+
+
+def test_each_number_of_threads_is_a_run() -> None:
+    runs = session.one_and_all({"threads": 2, "net": "lenet"}, "graphc")
+    assert {label: (peer, case["threads"]) for label, (peer, case) in runs.items()} == {
+        "1 thread": ("graphc", 1),
+        "2 threads": ("graphc", 2),
+    }
+    assert list(session.one_and_all({"threads": 1}, "graphc")) == ["1 thread"]
+
+
+def test_scaling_efficiency() -> None:
+    assert scaling.efficiency(one=8.0, many=2.5, threads=4) == pytest.approx(0.8)
+    one, two = {"best_ms": 30.0, "median_ms": 31.0}, {"best_ms": 20.0, "median_ms": 22.0}
+    case = {"mode": "training", "batch": 16, "threads": 2}
+    row = {**case, "net": "lenet", "peers": {"1 thread": one, "2 threads": two}}
+    scaling.add_efficiency(row, MACHINE)
+    assert row["efficiency"] == pytest.approx(0.75) and row["efficiency_of_peak"] == pytest.approx(0.95)
+    failed = {**case, "net": "vgg16", "peers": {"1 thread": {"left_out": "?"}}}
+    scaling.add_efficiency(failed, MACHINE)
+    text = scaling.text({"machine": MACHINE, "setup": {"rounds": 5}, "rows": [row, failed]}, markdown=True)
+    assert "| lenet | training | 16 | 30.00 (31.00) | 20.00 (22.00) | 75 % |" in text
+    assert "| vgg16 | training | 16 | left out | - | - |" in text
+    assert "Geometric mean, training: 75 %." in text
+
+
+def test_kernels_cases() -> None:
+    found = kernels.cases(kernels.parse([]))
+    assert len({(case["net"], case["mode"], case["batch"]) for case in found}) == len(found)
+    assert {case["batch"] for case in found if "product" in case} == {64, 256, 1024}
+    images = [case for case in found if case["net"] == "3x224x224 -> 64, 7x7/2"]
+    assert {(case["mode"], case["batch"]) for case in images} == {
+        ("forward", 1), ("forward", 16), ("weights", 1), ("weights", 16),
+    }  # fmt: skip
+    shared = [case for case in found if case["net"] == "256x56x56 -> 512, 1x1/2"]
+    assert len(shared) == 6
+    few = kernels.cases(kernels.parse(["--only", "3x3/2", "--modes", "input", "--batches", "4"]))
+    assert [case["batch"] for case in few] == [4, 4, 4] and all("3x3/2" in case["net"] for case in few)
+
+
+@pytest.mark.parametrize(
+    ("mode", "shape"), [("forward", (8, 5, 3)), ("input", (6, 9, 5)), ("weights", (8, 3, 3, 3))]
+)
+def test_a_kernel_and_its_gradients_have_the_same_flops(mode: str, shape: tuple[int, ...]) -> None:
+    conv = nets.Convolution(6, 9, 5, 8, (3, 3), (2, 2), (1, 1), (1, 1), 2)
+    node = nets.kernel_of(gc, {"conv": conv.to_dict(), "mode": mode})
+    assert node.shape[-len(shape) :] == shape
+    assert node.op.flops(node.type, *(given.type for given in node.inputs)).at(2) == 2 * 2 * 8 * 5 * 3 * 3 * 9
+
+
+def test_product_kernel() -> None:
+    product = nets.Product(4, 3, 5)
+    case = {"product": product.to_dict(), "batch": 4, "threads": 1}
+    weight = np.random.default_rng(1).standard_normal((5, 3), dtype=np.float32)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 5), dtype=np.float32)
+    _, out, facts = peers.kernel({**case, "mode": "forward"})
+    np.testing.assert_allclose(out, x @ weight, rtol=1e-5, atol=1e-5)  # five products of about one
+    assert facts["work"] == {"flops": 2 * 4 * 3 * 5, "bytes": 4 * (20 + 12 + 15), "kernels": ["out_matmul"]}
+
+
+def test_kernels_table() -> None:
+    one, two = {"best_ms": 1.0}, {"best_ms": 0.7}  # 90 and 129 of 100 and 190 GFLOP/s
+    case = {"batch": 16, "mode": "input", "threads": 2, "flops": 9e7, "bytes": 7e6}
+    slow = {**case, "net": "slow", "peers": {"1 thread": dict(one), "2 threads": dict(two)}}
+    fast = {**case, "net": "fast", "peers": {"1 thread": dict(one), "2 threads": {"best_ms": 0.55}}}
+    failed = {**case, "net": "failed", "peers": {"1 thread": {"left_out": "?"}}}
+    for row in (slow, fast, failed):
+        kernels.add_percentages(row, MACHINE)
+    assert [kernels.below(row) for row in (slow, fast, failed)] == [True, False, False]
+    results = {"machine": MACHINE, "setup": {"rounds": 5}, "rows": [slow, fast, failed]}
+    text = kernels.text(results, markdown=True)
+    assert "| slow | input | 16 | 90.0 | 90 % | 128.6 | 68 % < | 50 % |" in text
+    assert "| fast | input | 16 | 90.0 | 90 % | 163.6 | 86 % | 64 % |" in text
+    assert "| failed | input | 16 | - | - | - | - | - |" in text
+    assert "input, 2 threads: 1 of 2 reach 80 % of the peak" in text
+    assert "fast" not in kernels.text(results, markdown=True, only_below=True)
