@@ -221,7 +221,7 @@ def anchor_context(kernel: Kernel, batch: int) -> dict[str, Any]:
     if "pool2d" in kernel.template:
         values |= pool_facts(kernel)
     if kernel.template.startswith("packed_"):
-        values |= packed_facts(kernel)
+        values |= packed_facts(kernel, batch)
     if kernel.template.startswith("winograd_"):
         values |= winograd_facts(kernel.template, spec)
     if kernel.template == "matmul":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -10,22 +9,22 @@ from typing import Any
 from graphc.emit.text import extent
 from graphc.ops.packed import Border, PackedConvSpec, PackedMatMulSpec, tap_channels, tap_rows
 from graphc.program.ir import Kernel
+from graphc.types import at
 
 _TILE_BYTES = 2**16  # of a padded image: half of what a core's second cache holds, on small machines
-_WEIGHT_BYTES = 2**18
 _MANY_CHANNELS = 32
 _SUM_BYTES = 2**15  # of partial sums of the weights' gradient, on a thread's stack
 _PACKED_BYTES = 2**15  # of the cotangent
-_FILLING = 8  # multiply-adds for each cycle of filling a tile
-_ROW_CYCLES = 10  # to begin copying a row
 _MANY_ZEROS = 1 / 8  # of all multiply-adds, to be worth skipping
 _TASKS = 16  # at the least, where there is as much work, so that one slow core does not delay all
+_COPIES = 8  # tasks of a convolution that fill a tile each, at the largest batch
+_FEWEST = 4  # of them at a batch of one
 
 
-def packed_facts(kernel: Kernel) -> dict[str, Any]:
+def packed_facts(kernel: Kernel, batch: int) -> dict[str, Any]:
     """Return the numbers that a packed kernel's template needs beside the description."""
     if kernel.template == "packed_conv2d":
-        return _convolution_tile(kernel)
+        return _convolution_tile(kernel, at(kernel.spec.n, batch))
     if kernel.template == "packed_conv2d_backward_weight":
         return _tap_tile(kernel.spec)
     return _product_tile(kernel.spec)
@@ -56,7 +55,7 @@ def _product_tile(spec: PackedMatMulSpec) -> dict[str, Any]:
     }
 
 
-def _convolution_tile(kernel: Kernel) -> dict[str, Any]:
+def _convolution_tile(kernel: Kernel, images: int) -> dict[str, Any]:
     """Divide a row of the output (or of pooling windows) into equal tiles, and the work into tasks."""
     spec, pool = kernel.spec, kernel.epilogue.pool if kernel.epilogue is not None else None
     rows, step = pool or (1, 1)
@@ -76,7 +75,7 @@ def _convolution_tile(kernel: Kernel) -> dict[str, Any]:
         "padded": None,
         "skips": _skips(spec, rows),
         "bands": 1,
-        **_image_tile(spec, rows, used, blocks, tile),
+        **_image_tile(spec, rows, used, blocks, tile, images),
     }
 
 
@@ -93,15 +92,17 @@ def _skips(spec: PackedConvSpec, rows: int) -> SimpleNamespace | None:
     return SimpleNamespace(above=above, below=spec.h + above)
 
 
-def _image_tile(spec: PackedConvSpec, rows: int, used: int, blocks: int, tile: int) -> dict[str, Any]:
+def _image_tile(
+    spec: PackedConvSpec, rows: int, used: int, blocks: int, tile: int, images: int
+) -> dict[str, Any]:
     """Choose whether a task reads the image from a copy of its own: for a border, or for many channels.
 
     The channels of a pixel are a whole image apart: read in place, they miss in every cache and in the TLB.
     """
     if spec.oh == 1 and (spec.kh, spec.kw) == (1, 1) and not spec.border and spec.c >= _MANY_CHANNELS:
-        return _strip(spec, blocks, tile)
+        return _strip(spec, blocks, tile, images)
     if spec.border or (spec.c >= _MANY_CHANNELS and spec.tile_bytes(rows) <= _tile_limit(spec)):
-        return _padded_tile(spec, rows, used, blocks)
+        return _padded_tile(spec, rows, used, blocks, images)
     return {}
 
 
@@ -109,7 +110,7 @@ def _tile_limit(spec: PackedConvSpec) -> int:
     return spec.tile_limit or _TILE_BYTES
 
 
-def _strip(spec: PackedConvSpec, blocks: int, tile: int) -> dict[str, Any]:
+def _strip(spec: PackedConvSpec, blocks: int, tile: int, images: int) -> dict[str, Any]:
     """Divide a long row of single pixels into equal strips; where none fits, the image is read in place."""
     widths = [w for w in range(tile, spec.ow + 1, tile) if spec.ow % w == 0]
     fitting = [w for w in widths if spec.c * w * spec.itemsize <= 2 * _tile_limit(spec)]
@@ -120,23 +121,22 @@ def _strip(spec: PackedConvSpec, blocks: int, tile: int) -> dict[str, Any]:
         "strip": strip,
         "tiles": strip // tile,
         "rest": 0,
-        **_groups(spec, blocks, spec.ow // strip, spec.c * strip / tile * 2, strip),
+        **_groups(spec, blocks, spec.ow // strip, images),
     }
 
 
-def _groups(spec: PackedConvSpec, blocks: int, parts: int, filling: float, pixels: int) -> dict[str, int]:
-    """Choose the blocks of channels that one task computes for a tile of ``pixels`` of the output.
+def _groups(spec: PackedConvSpec, blocks: int, parts: int, images: int) -> dict[str, int]:
+    """Choose the blocks of channels that one task computes for its tile of one of ``parts`` of an image.
 
-    As many as have weights that a core's cache holds, and more where the cycles for ``filling`` the tile are
-    many beside the multiply-adds; but so few that there are enough tasks for several threads at a batch of one.
+    As many as leave enough tasks for several threads: the weights of all blocks are streamed past a tile at less
+    cost than other tasks have in filling the same one.
     """
     if spec.served:
         together = min(spec.served, blocks)
         return {"together": together, "groups": -(-blocks // together)}
-    taps = spec.c * spec.kh * spec.kw
-    held = _WEIGHT_BYTES // (taps * spec.lanes * spec.itemsize)
-    worth = math.ceil(_FILLING * filling / (taps * pixels))
-    together = max(1, min(max(held, worth), blocks * parts // _TASKS, blocks))
+    pieces = blocks * parts
+    fitting = max(pieces // _COPIES, min(pieces * images // _COPIES, pieces // _FEWEST))
+    together = max(1, min(fitting, blocks))
     even = [t for t in range(together, together // 2, -1) if blocks % t == 0]
     together = even[0] if even else -(-blocks // -(-blocks // together))
     return {"together": together, "groups": -(-blocks // together)}
@@ -169,7 +169,7 @@ def flat_pixels(kernel: Kernel) -> Kernel:
     )
 
 
-def _padded_tile(spec: PackedConvSpec, rows: int, used: int, blocks: int) -> dict[str, Any]:
+def _padded_tile(spec: PackedConvSpec, rows: int, used: int, blocks: int, images: int) -> dict[str, Any]:
     """Choose the rows of the output that one tile of the padded image serves."""
     fitting = [r for r in range(rows, used + 1, rows) if spec.tile_bytes(r) <= _tile_limit(spec)]
     bands = -(-used // (fitting[-1] if fitting else rows))
@@ -177,12 +177,11 @@ def _padded_tile(spec: PackedConvSpec, rows: int, used: int, blocks: int) -> dic
     bands = -(-used // band)
     height, width = spec.tile_extents(band)
     padded = border_facts(spec.border, spec.h, spec.w, height, width)
-    filling = spec.c * height * (_ROW_CYCLES + width / 4)
     return {
         "padded": padded,
         "band": band,
         "bands": bands,
-        **_groups(spec, blocks, bands, filling, band * spec.ow),
+        **_groups(spec, blocks, bands, images),
     }
 
 
