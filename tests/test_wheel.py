@@ -71,7 +71,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> Non
         assert f"graphc_runtime/{needed}" in names
     assert "graphc_templates/c/module.c.j2" in names
     assert any(name.endswith("/LICENSE") for name in metadata)
-    assert not any("test" in Path(name).name.split("_")[0] for name in names)
+    assert not any(Path(name).name.startswith(("test", "conftest")) for name in names)
 
 
 def test_what_is_installed_from_the_wheel_trains(wheel: Path, tmp_path: Path) -> None:

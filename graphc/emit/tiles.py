@@ -249,7 +249,7 @@ static inline void gc_columns{lanes}_{S}({T} *to, const {T} *from, int64_t strid
             gc_vec{short}_{S} row[8], next[8];
             if (part + {short} <= live) {{
                 const {T} *const rows = from + part * stride + x;
-                for (int k = 0; k < 8; k++) row[k] = {whole};
+                for (int k = 0; k < 8; k++) {whole}
             }} else {{
                 {T} table[8 * {short}] = {{0}};
                 for (int64_t k = 0; part + k < live; k++)
@@ -272,6 +272,12 @@ static inline void gc_columns{lanes}_{S}({T} *to, const {T} *from, int64_t strid
             to[x * {lanes} + lane] = lane < live ? from[lane * stride + x] : 0;
 }}
 """
+
+_TWO_ROWS = """{{
+                    const {T} *const two = rows + 2 * k * stride;
+                    row[k] = __builtin_shufflevector(
+                        GC_LOAD(gc_vec8_{S}, two), GC_LOAD(gc_vec8_{S}, two + stride), {both});
+                }}"""
 
 _PACK = """\
 /* Packs channels that lie `apart` into vectors of {lanes} ahead of two other axes, with zeros past the last. */
@@ -305,11 +311,9 @@ def _columns(lanes: int, suffix: str, isa: Isa) -> str:
     even, odd = (", ".join(str(2 * k + start) for k in range(short)) for start in (0, 1))
     if short <= 8:
         position = "k * stride" if short == 8 else f"k / {8 // short} * stride + k % {8 // short} * {short}"
-        whole = f"GC_LOAD(gc_vec{short}_{suffix}, rows + {position})"
+        whole = f"row[k] = GC_LOAD(gc_vec{short}_{suffix}, rows + {position});"
     else:
-        halves = (f"GC_LOAD(gc_vec8_{suffix}, rows + (2 * k{end}) * stride)" for end in ("", " + 1"))
-        joined = ", ".join(str(k) for k in range(short))
-        whole = f"\n                        __builtin_shufflevector({', '.join(halves)}, {joined})"
+        whole = _TWO_ROWS.format(S=suffix, T=_TYPES[suffix], both=", ".join(map(str, range(short))))
     return _COLUMNS.format(
         lanes=lanes, short=short, S=suffix, T=_TYPES[suffix], even=even, odd=odd, whole=whole
     )
