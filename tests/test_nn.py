@@ -243,6 +243,27 @@ def test_max_pooling_takes_the_first_of_equals(
     )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradients_of_many_rows_of_weights(dtype: str) -> None:
+    """More than a thousand rows are computed in bands, of which the last is not full, and has rows left over."""
+    x, g = gc.input("x", ("N", 21)), gc.input("g", ("N", 1101))
+    module = gc.compile(
+        {}, loss=gc.sum(gc.nn.linear(x, 1101, bias=False, name="wide") * g), batch=7, dtype=dtype
+    )
+    rng = np.random.default_rng(1)
+    images, cotangents = (
+        rng.standard_normal((7, 21)).astype(dtype),
+        rng.standard_normal((7, 1101)).astype(dtype),
+    )
+    for count in (7, 2):
+        module.backward(x=images[:count], g=cotangents[:count])
+        want = cotangents[:count].T.astype(np.float64) @ images[:count]
+        tolerance = 16 * float(np.finfo(dtype).eps)  # seven products are added
+        np.testing.assert_allclose(
+            module.grads["wide.weight"], want, rtol=0, atol=tolerance * np.abs(want).max()
+        )
+
+
 def test_shared_parameters_and_tied_weights() -> None:
     """One table embeds and gives the logits; one layer is used twice."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")

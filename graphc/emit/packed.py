@@ -9,13 +9,14 @@ from typing import Any
 from graphc.emit.text import extent
 from graphc.ops.packed import Border, PackedConvSpec, PackedMatMulSpec, tap_channels, tap_rows
 from graphc.program.ir import Kernel
-from graphc.types import at
+from graphc.types import ITEMSIZE, at
 
 _TILE_BYTES = 2**16  # of a padded image: half of what a core's second cache holds, on small machines
 _MANY_CHANNELS = 32
 _SUM_BYTES = 2**15  # of partial sums of the weights' gradient, on a thread's stack
 _PACKED_BYTES = 2**15  # of the cotangent
 _MANY_ZEROS = 1 / 8  # of all multiply-adds, to be worth skipping
+_BAND, _BAND_BYTES = 64, 2**18  # rows of a transposed factor that are copied at a time
 _TASKS = 16  # at the least, where there is as much work, so that one slow core does not delay all
 _COPIES = 8  # tasks of a convolution that fill a tile each, at the largest batch
 _FEWEST = 4  # of them at a batch of one
@@ -27,11 +28,13 @@ def packed_facts(kernel: Kernel, batch: int) -> dict[str, Any]:
         return _convolution_tile(kernel, at(kernel.spec.n, batch))
     if kernel.template == "packed_conv2d_backward_weight":
         return _tap_tile(kernel.spec)
-    return _product_tile(kernel.spec)
+    return _product_tile(kernel, batch)
 
 
-def _product_tile(spec: PackedMatMulSpec) -> dict[str, Any]:
+def _product_tile(kernel: Kernel, batch: int) -> dict[str, Any]:
     """Divide the rows into tiles; those that are left meet several vectors of columns at once."""
+    spec: PackedMatMulSpec = kernel.spec
+    most = at(spec.depth, batch)
     blocks, rows, tile = -(-spec.columns // spec.lanes), spec.rows, spec.sums
     beside = max(k for k in range(1, spec.sums + 1) if blocks % k == 0)
     if isinstance(rows, int):
@@ -42,6 +45,8 @@ def _product_tile(spec: PackedMatMulSpec) -> dict[str, Any]:
         whole, left, start = True, True, f"{extent(rows)} / {tile} * {tile}"
     return {
         "tile": tile,
+        "band": _band(spec, tile, most * ITEMSIZE[kernel.dtype]) if whole else 0,
+        "most": most,
         "whole": whole,
         "rest": left,
         "rest_from": start,
@@ -53,6 +58,14 @@ def _product_tile(spec: PackedMatMulSpec) -> dict[str, Any]:
         "rows_factor": extent(spec.rows),
         "depth_factor": extent(spec.depth),
     }
+
+
+def _band(spec: PackedMatMulSpec, tile: int, column_bytes: int) -> int:
+    """Return how many rows of a transposed A are copied at a time; 0 where they are few, or too long."""
+    fitting = _BAND_BYTES // column_bytes // tile * tile
+    band = min(_BAND // tile * tile, fitting)
+    worth = spec.transpose_a and isinstance(spec.rows, int) and spec.rows >= _TASKS * _BAND
+    return band if worth and band >= 2 * tile else 0
 
 
 def _convolution_tile(kernel: Kernel, images: int) -> dict[str, Any]:
