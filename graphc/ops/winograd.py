@@ -18,6 +18,7 @@ the points 0, 1, -1, 2, -2 and infinity.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,6 +42,20 @@ _G = np.array([
 _A = np.array([
     [1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]
 ], dtype=np.float64)  # fmt: skip
+
+
+def _tiles(x: np.ndarray, out: Pair, padding: Pair) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    """Yield where each tile of the results lies, and ``B^T d B`` of the pixels that it reads."""
+    n, c, h, w = x.shape
+    (th, tw), (top, left) = (-(-size // TILE) * TILE for size in out), padding
+    image = np.zeros((n, c, th + 2, tw + 2))
+    height, width = min(h, th + 2 - top), min(w, tw + 2 - left)
+    image[:, :, top : top + height, left : left + width] = x[:, :, :height, :width]
+    for y in range(0, th, TILE):
+        for z in range(0, tw, TILE):
+            read = image[:, :, y : y + 6, z : z + 6]
+            tile = (slice(None), slice(None), slice(y, y + TILE), slice(z, z + TILE))
+            yield tile, np.einsum("ik,nckl,jl->ncij", _B, read, _B)
 
 
 @dataclass(frozen=True)
@@ -156,20 +171,12 @@ class WinogradConv2d(Packed):
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Transform, multiply, transform back."""
         x, weight = arrays
-        n, c, h, w = x.shape
-        (oh, ow), (top, left) = self.out, self.padding
-        th, tw = -(-oh // TILE), -(-ow // TILE)
-        image = np.zeros((n, c, th * TILE + 2, tw * TILE + 2))
-        height, width = min(h, image.shape[2] - top), min(w, image.shape[3] - left)
-        image[:, :, top : top + height, left : left + width] = x[:, :, :height, :width]
-        plain = weight.transpose(0, 3, 2, 1).reshape(-1, c, 6, 6)[: self.channels]
-        out = np.zeros((n, self.channels, th * TILE, tw * TILE))
-        for y in range(0, th * TILE, TILE):
-            for z in range(0, tw * TILE, TILE):
-                d = np.einsum("ik,nckl,jl->ncij", _B, image[:, :, y : y + 6, z : z + 6], _B)
-                m = np.einsum("ncij,ocij->noij", d, plain)
-                out[:, :, y : y + TILE, z : z + TILE] = np.einsum("ik,nokl,jl->noij", _A, m, _A)
-        return out[:, :, :oh, :ow]
+        plain = weight.transpose(0, 3, 2, 1).reshape(-1, x.shape[1], 6, 6)[: self.channels]
+        out = np.zeros((len(x), self.channels, *(-(-size // TILE) * TILE for size in self.out)))
+        for tile, transformed in _tiles(x, self.out, self.padding):
+            m = np.einsum("ncij,ocij->noij", transformed, plain)
+            out[tile] = np.einsum("ik,nokl,jl->noij", _A, m, _A)
+        return out[:, :, : self.out[0], : self.out[1]]
 
     def spec(self, out: TensorType, *types: TensorType) -> WinogradSpec:
         """Return the extents."""
@@ -233,20 +240,12 @@ class WinogradConv2dBackwardWeight(Packed):
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Transform both, multiply, transform back."""
         x, grad = arrays
-        n, c, h, w = x.shape
-        (oh, ow), (top, left) = grad.shape[2:], self.padding
-        th, tw = -(-oh // TILE), -(-ow // TILE)
-        image = np.zeros((n, c, th * TILE + 2, tw * TILE + 2))
-        height, width = min(h, image.shape[2] - top), min(w, image.shape[3] - left)
-        image[:, :, top : top + height, left : left + width] = x[:, :, :height, :width]
-        cotangent = np.zeros((n, grad.shape[1], th * TILE, tw * TILE))
-        cotangent[:, :, :oh, :ow] = grad
-        total = np.zeros((grad.shape[1], c, 6, 6))
-        for y in range(0, th * TILE, TILE):
-            for z in range(0, tw * TILE, TILE):
-                d = np.einsum("ik,nckl,jl->ncij", _B, image[:, :, y : y + 6, z : z + 6], _B)
-                m = np.einsum("ki,nokl,lj->noij", _A, cotangent[:, :, y : y + TILE, z : z + TILE], _A)
-                total += np.einsum("ncij,noij->ocij", d, m)
+        oh, ow = grad.shape[2:]
+        cotangent = np.pad(grad, ((0, 0), (0, 0), (0, -oh % TILE), (0, -ow % TILE)))
+        total = np.zeros((grad.shape[1], x.shape[1], 6, 6))
+        for tile, transformed in _tiles(x, (oh, ow), self.padding):
+            m = np.einsum("ki,nokl,lj->noij", _A, cotangent[tile], _A)
+            total += np.einsum("ncij,noij->ocij", transformed, m)
         return np.asarray(np.einsum("ki,ockl,lj->ocij", _G, total, _G))
 
     def spec(self, out: TensorType, *types: TensorType) -> WinogradSpec:

@@ -146,7 +146,7 @@ def _convolution(
     packed = Pack(0, lanes)(weight, name=weight.name)
     out = op.infer(x.type, packed.type)
     if stride == dilation == border.spread == (1, 1):
-        if _winograd_pays(layouts, out, weight.shape) if variant.winograd is None else variant.winograd:
+        if _winograd_chosen(layouts, variant, out, weight.shape):
             layouts = replace(layouts, workspace=variant.workspace or layouts.workspace)
             return _winograd(layouts, node, out, x, weight, border, lanes)
     if border and op.spec(out, x.type, packed.type).tile_bytes(_POOLED_ROWS) > _TILE_BYTES:
@@ -154,12 +154,15 @@ def _convolution(
     return apply(op, (x, packed), node.name, node.source)
 
 
-def _winograd_pays(layouts: Layouts, out: TensorType, weight: Shape) -> bool:
-    """Whether a quarter of the products outweighs the transforms, and weights four times as large.
+def _winograd_chosen(layouts: Layouts, variant: Variant, out: TensorType, weight: Shape) -> bool:
+    """Whether the variant asks for it; if it leaves that open, whether fewer products are worth the transforms.
 
-    The transforms grow with the channels of one side, the products with those of both. The weights are
-    read once for every group of tiles: few tiles leave the memory as the limit.
+    A quarter of the products stands against the transforms and weights four times as large. The transforms
+    grow with the channels of one side, the products with those of both. The weights are read once for every
+    group of tiles: few tiles leave the memory as the limit.
     """
+    if variant.winograd is not None:
+        return variant.winograd
     o, c, *kernel = static_shape(weight)
     if not layouts.winograd or kernel != [3, 3] or out.dtype != "float32" or min(o, c) < _WINOGRAD_CHANNELS:
         return False
@@ -286,7 +289,7 @@ def _backward_weight(layouts: Layouts, node: Node, op: Conv2dBackwardWeight, x: 
     if (kh, kw) == (1, 1) and stride != (1, 1) and not border:
         x, stride = _every(x, stride, grad.shape), (1, 1)
     if stride == g.dilation == (1, 1):
-        if _winograd_pays(layouts, grad.type, node.shape) if variant.winograd is None else variant.winograd:
+        if _winograd_chosen(layouts, variant, grad.type, node.shape):
             layouts = replace(layouts, workspace=variant.workspace or layouts.workspace)
             return _winograd_gradient(layouts, node, x, grad, (g.padding[0][0], g.padding[1][0]), lanes)
     sums, served = variant.sums or isa.room(lanes, node.dtype), variant.served or 0

@@ -155,14 +155,12 @@ class Module:
     def _call(
         self, entry: Entry, given: Mapping[str, Any], out: Mapping[str, np.ndarray] | None, *more: Any
     ) -> dict[str, np.ndarray]:
-        batch, inputs = entry.check_inputs(given)
-        outputs = entry.make_outputs(batch, out, inputs)
         if self._drawn_later:
             self._draw_first_values()
-        code = entry.run(self._context, batch, inputs, outputs, *more)
+        code, arrays, outputs = entry.call(self._context, given, out, *more)
         if code:
-            self._fail(entry, code, inputs)
-        return {argument.name: array for argument, array in zip(entry.outputs, outputs, strict=True)}
+            self._fail(entry, code, arrays)
+        return outputs
 
     def _fail(self, entry: Entry, code: int, arrays: list[np.ndarray]) -> None:
         message = self.ffi.string(self._function("message")(self._context)).decode(errors="replace")
@@ -188,13 +186,12 @@ class Module:
         self._drawn_later = False
 
     def _fold(self) -> None:
-        if self._stale:
-            self._draw_first_values()
-            if "fold" in self._entries:
-                code = self._entries["fold"].run_alone(self._context)
-                if code:
-                    self._fail(self._entries["fold"], code, [])
-            self._stale = False
+        self._draw_first_values()
+        if "fold" in self._entries:
+            code = self._entries["fold"].run_alone(self._context)
+            if code:
+                self._fail(self._entries["fold"], code, [])
+        self._stale = False
 
     def predict(self, *, out: Mapping[str, np.ndarray] | None = None, **inputs: Any) -> dict[str, np.ndarray]:
         """Return the outputs for a batch of 1 up to the compiled batch, in inference mode.
@@ -205,13 +202,15 @@ class Module:
             ShapeError, DTypeError, UnknownNameError, RangeError: an input does not fit.
         """
         entry = self._entry("predict")
-        self._fold()
+        if self._stale:
+            self._fold()
         return self._call(entry, inputs, out)
 
     def evaluate(self, **inputs: Any) -> StepResult:
         """Return loss and metrics of a batch in inference mode."""
         entry = self._entry("evaluate")
-        self._fold()
+        if self._stale:
+            self._fold()
         return self._result(self._call(entry, inputs, None))
 
     def train_step(self, *, lr: float | None = None, **inputs: Any) -> StepResult:
