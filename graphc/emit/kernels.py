@@ -192,10 +192,19 @@ class EpilogueText:
         if kernel.template == "take":  # the flattened result takes no epilogue but its store
             target = kernel.operands[epilogue.stores[0].operand].name
             self.outer_lines = f"{target}[k * {extent(kernel.spec.width)} + d] = acc;"
-        alone = not before and not after and len(stores) == 1 and epilogue.stores[0].value == "acc"
+        alone = not before and not after and _fills_its_array(kernel, epilogue)
         # The name of an operand that just receives the result, its elements in their order.
         self.flat = kernel.operands[epilogue.stores[0].operand].name if alone else ""
         self.uses = [axis in used for axis in epilogue.axes]
+
+
+def _fills_its_array(kernel: Kernel, epilogue: Epilogue) -> bool:
+    """Whether the bare result is all that is stored, its elements in their order."""
+    if len(epilogue.stores) != 1 or epilogue.stores[0].value != "acc":
+        return False
+    store = epilogue.stores[0]
+    wanted = contiguous_strides(kernel.operands[store.operand].shape)
+    return store.access in (Access(wanted), Access(()))
 
 
 def _block(extent_: int) -> int:

@@ -9,17 +9,18 @@ from graphc.graph.node import Node
 from graphc.lower.body import Operands, Reader, Storage, compute, live_nodes
 from graphc.lower.names import Names, apart_from
 from graphc.ops.anchor import Anchor
+from graphc.ops.movement import View
 from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex
 from graphc.passes.fuse import Group
 from graphc.program.ir import Access, Buffer, Compute, Epilogue, Kernel, Operand, Statement, Store
-from graphc.types import ITEMSIZE, Shape, Size, contiguous_strides, product
+from graphc.types import ITEMSIZE, Shape, Size, product
 
 
 def lower_anchor(
     group: Group,
     storage: Storage,
     contiguous: Callable[[Node], Buffer],
-    place: Callable[[Node], Buffer],
+    place: Callable[[Node], tuple[Buffer, View]],
     scratch: Callable[[Node, Shape], Buffer],
 ) -> tuple[Kernel, list[Buffer]]:
     """Return the kernel of an anchored group and the buffers of its call."""
@@ -57,9 +58,10 @@ def _epilogue(
     op: Anchor,
     operands: Operands,
     storage: Storage,
-    place: Callable[[Node], Buffer],
+    place: Callable[[Node], tuple[Buffer, View]],
 ) -> tuple[Epilogue, int]:
     """Return the epilogue and its operations per element."""
+    fixed = len(operands.operands)
     names = Names()
     for taken in (
         "acc",
@@ -92,9 +94,11 @@ def _epilogue(
         lists[stage].append(compute(node, values[node], arguments))
     stores = []
     for node in group.outputs:
-        position = operands.add("out", place(node), node.shape, True)
-        strides = contiguous_strides(node.shape) if op.epilogue_axes(anchor.shape) else ()
-        stores.append(Store(position, Access(strides), values[node]))
+        buffer, view = place(node)
+        position = operands.add("out", buffer, node.shape, True)
+        access = Access(view.strides, view.offset) if op.epilogue_axes(anchor.shape) else Access(())
+        stores.append(Store(position, access, values[node]))
     operations = sum(max(1, scalar.flops(s.expr)) for s in lists[0] + lists[1] if isinstance(s, Compute))
     axes = op.epilogue_axes(anchor.shape)
-    return Epilogue(axes, tuple(lists[0]), tuple(stores), pool, pooled_value, tuple(lists[1])), operations
+    before, after = map(tuple, lists)
+    return Epilogue(axes, fixed, before, tuple(stores), pool, pooled_value, after), operations

@@ -8,7 +8,7 @@ from typing import Any
 
 from graphc.memory import ArenaPlan, Interval, plan_arena
 from graphc.program.ir import Access, Buffer, Call, Kernel, Load, LoopSpec, Space, Store
-from graphc.types import ITEMSIZE, at
+from graphc.types import ITEMSIZE, Shape, at
 
 ALIGNMENT = 64
 
@@ -30,24 +30,30 @@ def lifetimes(calls: Sequence[Call]) -> dict[Buffer, tuple[int, int]]:
 
 
 def reuse_in_place(calls: Sequence[Call]) -> list[Call]:
-    """Let a loop kernel write over an operand that dies there and is read exactly where it is written."""
+    """Let a kernel write over an operand that dies there and is read exactly where it is written.
+
+    So do loops, and the epilogues of anchors: a convolution whose result is added to a skip connection adds to it
+    in place.
+    """
     result = list(calls)
     renamed: dict[Buffer, Buffer] = {}
     spans = lifetimes(calls)
     for step, call in enumerate(calls):
         call = replace(call, buffers=tuple(renamed.get(b, b) for b in call.buffers))
-        spec = call.kernel.spec
-        if isinstance(spec, LoopSpec):
-            for position, operand in enumerate(call.kernel.operands):
-                out = calls[step].buffers[position]
-                if not operand.written or out.space is not Space.ARENA or spans[out][0] != step:
-                    continue
-                source = _replaceable(call, calls[step], position, spans, step)
-                if source is None:
-                    continue
-                renamed[out] = call.buffers[source]
-                call = _share(call, source, position)
-                break
+        for position, operand in enumerate(call.kernel.operands):
+            out = calls[step].buffers[position]
+            if not operand.written or out.space is not Space.ARENA or spans[out][0] != step:
+                continue
+            source = _replaceable(call, calls[step], position, spans, step)
+            if source is None:
+                continue
+            renamed[out] = call.buffers[source]
+            call = replace(
+                call,
+                kernel=_share(call.kernel, source, position),
+                buffers=tuple(b for k, b in enumerate(call.buffers) if k != position),
+            )
+            break
         result[step] = call
     return result
 
@@ -56,9 +62,6 @@ def _replaceable(
     call: Call, original: Call, out: int, spans: dict[Buffer, tuple[int, int]], step: int
 ) -> int | None:
     """Return the operand whose buffer the output may take over, or None."""
-    spec = call.kernel.spec
-    assert isinstance(spec, LoopSpec)
-    writes = _stores(spec, out)
     buffer = original.buffers[out]
     for position, operand in enumerate(call.kernel.operands):
         candidate = original.buffers[position]
@@ -67,65 +70,77 @@ def _replaceable(
         if candidate.size != buffer.size or spans[candidate][1] > step + 1:
             continue
         last_use = call.buffers.count(call.buffers[position]) == 1
-        if last_use and len(writes) == 1 and _reads_match(spec, position, writes[0].access):
+        if last_use and _reads_where_it_writes(call.kernel, position, out):
             return position
     return None
 
 
-def _stores(spec: LoopSpec, operand: int) -> list[Store]:
-    return [s for sweep in spec.sweeps for s in (*sweep.stores, *sweep.kept_stores) if s.operand == operand]
+def _reads_where_it_writes(kernel: Kernel, operand: int, out: int) -> bool:
+    """Whether the operand is read nowhere but at the element of ``out`` that is written next."""
+    spec, epilogue = kernel.spec, kernel.epilogue
+    if isinstance(spec, LoopSpec):
+        return _loops_match(spec, operand, out)
+    if epilogue is None or operand < epilogue.fixed:
+        return False
+    writes = [s.access for s in epilogue.stores if s.operand == out]
+    before = [s.access for s in epilogue.statements if isinstance(s, Load) and s.operand == operand]
+    after = [s.access for s in epilogue.after if isinstance(s, Load) and s.operand == operand]
+    if len(writes) != 1 or (before and epilogue.pool is not None):
+        return False
+    shape = kernel.operands[out].shape
+    return all(_same_element(access, writes[0], shape) for access in before + after)
 
 
-def _reads_match(spec: LoopSpec, operand: int, write: Access) -> bool:
-    """Whether the operand is read nowhere but at the element written, in the last sweep or before any store."""
-    loads: list[tuple[int, Load]] = []
-    for number, sweep in enumerate(spec.sweeps):
-        for statement in (*sweep.statements, *sweep.kept_statements):
-            if isinstance(statement, Load) and statement.operand == operand:
-                loads.append((number, statement))
-    for statement in spec.before:
-        if isinstance(statement, Load) and statement.operand == operand:
-            loads.append((0, statement))
-    last = len(spec.sweeps) - 1
-    stored_in = [
-        n for n, s in enumerate(spec.sweeps) if any(st.access == write for st in (*s.stores, *s.kept_stores))
-    ]
-    return bool(loads) and all(load.access == write for _, load in loads) and stored_in == [last]
+def _same_element(a: Access, b: Access, shape: Shape) -> bool:
+    """Whether two accesses meet the same element at every index of a shape."""
+    pairs = zip(a.strides, b.strides, shape, strict=True)
+    return a.offset == b.offset and all(s == t or extent == 1 for s, t, extent in pairs)
 
 
-def _share(call: Call, source: int, out: int) -> Call:
-    """Return the call with the output's parameter replaced by the source's, now read and written."""
-    kernel = call.kernel
+def _loops_match(spec: LoopSpec, operand: int, out: int) -> bool:
+    """Whether loops read the operand only at the element written, and write in the last sweep alone."""
+    sweeps = [(s, (*s.statements, *s.kept_statements), (*s.stores, *s.kept_stores)) for s in spec.sweeps]
+    writes = [(number, s.access) for number, (_, _, stores) in enumerate(sweeps) for s in stores if s.operand == out]
+    statements = [*spec.before, *(s for _, body, _ in sweeps for s in body)]
+    loads = [s.access for s in statements if isinstance(s, Load) and s.operand == operand]
+    if len(writes) != 1 or not loads:
+        return False
+    number, write = writes[0]
+    # Other stores of the same access stand in the last sweep too: an earlier one would be followed by reads.
+    stored_in = {n for n, (_, _, stores) in enumerate(sweeps) if any(s.access == write for s in stores)}
+    return all(access == write for access in loads) and number == len(spec.sweeps) - 1 and stored_in == {number}
+
+
+def _share(kernel: Kernel, source: int, out: int) -> Kernel:
+    """Return the kernel with the output's parameter replaced by the source's, now read and written."""
 
     def position(old: int) -> int:
         new = source if old == out else old
         return new - 1 if new > out else new
-
-    operands = list(kernel.operands)
-    operands[source] = replace(operands[source], name="inout", written=True)
-    del operands[out]
-    buffers = [b for k, b in enumerate(call.buffers) if k != out]
-    spec = kernel.spec
-    assert isinstance(spec, LoopSpec)
 
     def moved(items: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(
             replace(i, operand=position(i.operand)) if isinstance(i, (Load, Store)) else i for i in items
         )
 
-    sweeps = tuple(
-        replace(
-            s, statements=moved(s.statements), stores=moved(s.stores),
-            kept_statements=moved(s.kept_statements), kept_stores=moved(s.kept_stores),
+    operands = list(kernel.operands)
+    operands[source] = replace(operands[source], name="inout", written=True)
+    del operands[out]
+    spec, epilogue = kernel.spec, kernel.epilogue
+    if isinstance(spec, LoopSpec):
+        sweeps = tuple(
+            replace(
+                s, statements=moved(s.statements), stores=moved(s.stores),
+                kept_statements=moved(s.kept_statements), kept_stores=moved(s.kept_stores),
+            )
+            for s in spec.sweeps
+        )  # fmt: skip
+        spec = replace(spec, before=moved(spec.before), sweeps=sweeps)
+    if epilogue is not None:
+        epilogue = replace(
+            epilogue, statements=moved(epilogue.statements), stores=moved(epilogue.stores), after=moved(epilogue.after)
         )
-        for s in spec.sweeps
-    )  # fmt: skip
-    new: Kernel = replace(
-        kernel,
-        operands=tuple(operands),
-        spec=replace(spec, before=moved(spec.before), sweeps=sweeps),
-    )
-    return replace(call, kernel=new, buffers=tuple(buffers))
+    return replace(kernel, operands=tuple(operands), spec=spec, epilogue=epilogue)
 
 
 def kept_buffers(calls: Sequence[Call], entry: str) -> frozenset[str]:

@@ -28,6 +28,7 @@ class EntryLowering:
         """Start with the buffers of leaves."""
         self.stored = dict(stored)
         self._direct: dict[Node, Buffer] = {}
+        self._slices: dict[Node, tuple[Node, View]] = {}
         self.calls: list[Call] = []
         self._names: set[str] = set()
 
@@ -35,6 +36,7 @@ class EntryLowering:
         """Append the calls of all groups, then copies for results that no kernel writes directly."""
         computed = {n for g in groups for n in g.outputs}
         self._claim_results(computed, results)
+        self._claim_slices(groups)
         for group in groups:
             self._lower_group(group)
         for node, buffer in results:
@@ -44,9 +46,7 @@ class EntryLowering:
     def _claim_results(self, computed: set[Node], results: Sequence[tuple[Node, Buffer]]) -> None:
         """Let kernels write results in place, also where the result is only another shape of what they give."""
         for node, buffer in results:
-            base, view = node, View.contiguous(node.shape)
-            while isinstance(base.op, Movement):
-                base = base.inputs[0]
+            base, view = _base(node), View.contiguous(node.shape)
             located: View | None = View.contiguous(base.shape)
             for step in _movements(node):
                 located = (
@@ -58,8 +58,41 @@ class EntryLowering:
                 if base is not node:
                     self.stored[node] = buffer
 
-    def place(self, node: Node) -> Buffer:
-        """Return the buffer of a kernel's output."""
+    def _claim_slices(self, groups: Sequence[Group]) -> None:
+        """Let kernels write an operand of a concatenation where it belongs in the whole.
+
+        Not where an anchor reads the operand as well, since that needs it in one piece.
+        """
+        apart = {
+            _base(operand)
+            for group in groups
+            if group.anchor is not None and isinstance(group.anchor.op, Anchor)
+            for operand in group.anchor.inputs
+        }
+        by_stores = {
+            node
+            for group in groups
+            if group.anchor is None or _stores_anywhere(group.anchor)
+            for node in group.outputs
+            if node not in apart and node not in self._direct
+        }
+        for group in groups:
+            if group.anchor is None or not isinstance(group.anchor.op, Concat):
+                continue
+            for operand, view in _slices(group.anchor, group.anchor.op):
+                if operand in by_stores:
+                    self._slices.setdefault(operand, (group.anchor, view))
+
+    def place(self, node: Node) -> tuple[Buffer, View]:
+        """Return the buffer of a kernel's output, and where in it the elements go."""
+        if node in self._slices:
+            whole, view = self._slices[node]
+            self.stored[node] = self.whole(whole)
+            return self.stored[node], view
+        return self.whole(node), View.contiguous(node.shape)
+
+    def whole(self, node: Node) -> Buffer:
+        """Return the buffer that holds a kernel's output and nothing else."""
         if node not in self.stored or node in self._direct:
             self.stored[node] = self._direct.get(node) or self._arena(node)
         return self.stored[node]
@@ -82,6 +115,8 @@ class EntryLowering:
 
     def locate(self, node: Node) -> tuple[Buffer, View]:
         """Return where a node's elements lie, making a copy where no strides express it."""
+        if node in self._slices:
+            return self.stored[node], self._slices[node][1]
         if node in self.stored:
             return self.stored[node], View.contiguous(node.shape)
         if isinstance(node.op, Movement) and not is_generated(node):
@@ -102,7 +137,7 @@ class EntryLowering:
 
     def contiguous(self, node: Node) -> Buffer:
         """Return a buffer that holds a node's elements in row-major order from its start."""
-        if node in self.stored:
+        if node in self.stored and node not in self._slices:
             return self.stored[node]
         buffer, view = self.locate(node)
         if not view.is_contiguous or buffer.size != node.type.size:
@@ -136,7 +171,7 @@ class EntryLowering:
 
     def _lower_place(self, node: Node, op: Place) -> None:
         """Fill, then write the input into its part."""
-        buffer = self.place(node)
+        buffer = self.whole(node)
         operands = Operands()
         position = operands.add("out", buffer, node.shape, True)
         fill = Number("fill", node.dtype, op.fill)
@@ -160,7 +195,7 @@ class EntryLowering:
         """Write vectors of channels one after the other, read through whatever view the operand is."""
         (x,) = node.inputs
         source, view = self.locate(x)
-        target = self.place(node)
+        target = self.whole(node)
         extents, strides = _merged(view, [a for a in range(x.rank) if a != op.axis])
         spec = PackSpec(op.channels(x.shape), op.lanes, view.strides[op.axis], view.offset, extents, strides)
         operands = (
@@ -175,7 +210,7 @@ class EntryLowering:
         """Transform the weights, read through whatever view they are."""
         (weight,) = node.inputs
         source, view = self.locate(weight)
-        target = self.place(node)
+        target = self.whole(node)
         o, c, *_ = static_shape(weight.shape)
         spec = WinogradWeightSpec(o, c, op.lanes, view.strides, view.offset)
         operands = (
@@ -194,15 +229,12 @@ class EntryLowering:
         return Buffer(name, node.dtype, product(shape), Space.ARENA)
 
     def _lower_concat(self, node: Node, op: Concat) -> None:
-        """Write every input into its slice."""
-        buffer = self.place(node)
-        strides = contiguous_strides(node.shape)
-        start: Size = 0
-        for operand in node.inputs:
-            access = Access(strides, strides[op.axis] * start)
-            kernel, buffers = copy_kernel(operand, self, buffer, access, node.shape)
-            self._call(kernel, buffers, [node])
-            start = start + operand.shape[op.axis]
+        """Write every operand into its slice, unless the kernel that computed it did."""
+        buffer = self.whole(node)
+        for operand, view in _slices(node, op):
+            if self._slices.get(operand) != (node, view):
+                kernel, buffers = copy_kernel(operand, self, buffer, Access(view.strides, view.offset), node.shape)
+                self._call(kernel, buffers, [node])
 
     def _call(self, kernel: Kernel, buffers: list[Buffer], nodes: list[Node]) -> None:
         named = [n.name for n in nodes if n.name]
@@ -226,6 +258,29 @@ def _merged(view: View, axes: list[int]) -> tuple[Shape, Shape]:
             extents.append(extent)
             strides.append(stride)
     return tuple(extents), tuple(strides)
+
+
+def _slices(node: Node, op: Concat) -> list[tuple[Node, View]]:
+    """Return the operands of a concatenation, each with the part of the whole that it is."""
+    strides = contiguous_strides(node.shape)
+    start: Size = 0
+    found = []
+    for operand in node.inputs:
+        found.append((operand, View(operand.shape, strides, strides[op.axis] * start)))
+        start = start + operand.shape[op.axis]
+    return found
+
+
+def _stores_anywhere(anchor: Node) -> bool:
+    """Whether the kernel of an anchor stores by element, with any strides."""
+    return isinstance(anchor.op, Anchor) and bool(anchor.op.epilogue_axes(anchor.shape))
+
+
+def _base(node: Node) -> Node:
+    """Return what a chain of movements views."""
+    while isinstance(node.op, Movement):
+        node = node.inputs[0]
+    return node
 
 
 def _movements(node: Node) -> list[Node]:

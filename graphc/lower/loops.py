@@ -10,6 +10,7 @@ from graphc import scalar
 from graphc.graph.node import Node
 from graphc.lower.body import Operands, Reader, Storage, compute, live_nodes
 from graphc.lower.names import Names, apart_from
+from graphc.ops.movement import View
 from graphc.ops.reduce import ArgReduce, Reduce
 from graphc.passes.fuse import Group
 from graphc.program.ir import (
@@ -26,7 +27,7 @@ from graphc.program.ir import (
     Store,
     Sweep,
 )
-from graphc.types import ITEMSIZE, DType, Shape, Size, contiguous_strides, product
+from graphc.types import ITEMSIZE, DType, Shape, Size, product
 
 
 class _Sweeps:
@@ -43,7 +44,7 @@ class _Sweeps:
 class _LoopGroup:
     """Lowers one loop group."""
 
-    def __init__(self, group: Group, storage: Storage, place: Callable[[Node], Buffer]):
+    def __init__(self, group: Group, storage: Storage, place: Callable[[Node], tuple[Buffer, View]]):
         self.group = group
         self.axes = group.axes or ()
         self.nodes = live_nodes([*group.recomputed, *group.nodes], group.outputs)
@@ -163,14 +164,14 @@ class _LoopGroup:
         return name
 
     def _store(self, node: Node, value: str) -> Store:
-        position = self.operands.add("out", self.place(node), node.shape, True)
-        strides = contiguous_strides(node.shape)
-        kept = tuple(0 if d == 1 else s for d, s in zip(node.shape, strides, strict=True))
-        return Store(position, Access(kept), value)
+        buffer, view = self.place(node)
+        position = self.operands.add("out", buffer, node.shape, True)
+        kept = tuple(0 if d == 1 else s for d, s in zip(node.shape, view.strides, strict=True))
+        return Store(position, Access(kept, view.offset), value)
 
 
 def lower_loops(
-    group: Group, storage: Storage, place: Callable[[Node], Buffer]
+    group: Group, storage: Storage, place: Callable[[Node], tuple[Buffer, View]]
 ) -> tuple[Kernel, list[Buffer]]:
     """Return the kernel of a loop group and the buffers of its call."""
     spec, operands = _LoopGroup(group, storage, place).lower()
