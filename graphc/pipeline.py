@@ -18,6 +18,8 @@ from graphc.initialisers import Array, Initialiser
 from graphc.isa import AVX512, Isa
 from graphc.lower.arena import kept_buffers, plan_entry, reuse_in_place
 from graphc.lower.entry import EntryLowering
+from graphc.lower.order import best_order
+from graphc.lower.rematerialise import rerun_cheap
 from graphc.memory import ArenaPlan
 from graphc.ops.control import Bounded
 from graphc.ops.elementwise import Elementwise
@@ -432,13 +434,13 @@ class Builder:
                 outputs.append(Argument(key, node.dtype, node.shape, buffers[key]))
         lowering = EntryLowering(stored)
         lowering.lower(groups, [(graph[k], b) for k, b in buffers.items()])
-        calls = list(lowering.calls)
         commits = self._commits(graph, buffers)
-        entry_calls, plan = self._plan(name, calls + commits)
+        entry_calls, plan = self._plan(name, lowering.calls, commits)
         bounds = self._bounds(special, {a.name for a in inputs})
         self.entries.append(
             Entry(
-                name, tuple(inputs), tuple(outputs), tuple(entry_calls), bounds, len(calls) if commits else 0
+                name, tuple(inputs), tuple(outputs), tuple(entry_calls), bounds,
+                len(entry_calls) - len(commits) if commits else 0,
             )
         )
         self.plans[name] = plan
@@ -455,9 +457,13 @@ class Builder:
         commit.lower([], targets)
         return commit.calls
 
-    def _plan(self, name: str, calls: list[Call]) -> tuple[list[Call], ArenaPlan]:
-        reused = reuse_in_place(calls)
-        return reused, plan_entry(reused, self.request.batch, kept_buffers(reused, name))
+    def _plan(self, name: str, calls: list[Call], commits: list[Call]) -> tuple[list[Call], ArenaPlan]:
+        batch = self.request.batch
+        if name == "train_step":
+            calls = rerun_cheap(calls, batch)
+        order = best_order(calls, commits, batch)
+        reused = reuse_in_place(order.calls)
+        return reused, plan_entry(reused, batch, kept_buffers(reused, name))
 
     def _bounds(self, special: Specialised | None, inputs: set[str]) -> tuple[Bound, ...]:
         if special is None:

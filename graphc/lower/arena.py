@@ -38,41 +38,33 @@ def reuse_in_place(calls: Sequence[Call]) -> list[Call]:
     result = list(calls)
     renamed: dict[Buffer, Buffer] = {}
     spans = lifetimes(calls)
-    for step, call in enumerate(calls):
-        call = replace(call, buffers=tuple(renamed.get(b, b) for b in call.buffers))
-        for position, operand in enumerate(call.kernel.operands):
-            out = calls[step].buffers[position]
-            if not operand.written or out.space is not Space.ARENA or spans[out][0] != step:
-                continue
-            source = _replaceable(call, calls[step], position, spans, step)
-            if source is None:
-                continue
-            renamed[out] = call.buffers[source]
-            call = replace(
-                call,
-                kernel=_share(call.kernel, source, position),
-                buffers=tuple(b for k, b in enumerate(call.buffers) if k != position),
-            )
-            break
+    for step, original in enumerate(calls):
+        call = replace(original, buffers=tuple(renamed.get(b, b) for b in original.buffers))
+        for source, out in in_place_pairs(original):
+            dying, new = original.buffers[source], original.buffers[out]
+            if spans[new][0] == step and spans[dying][1] == step + 1:
+                renamed[new] = call.buffers[source]
+                buffers = tuple(b for k, b in enumerate(call.buffers) if k != out)
+                call = replace(call, kernel=_share(call.kernel, source, out), buffers=buffers)
+                break
         result[step] = call
     return result
 
 
-def _replaceable(
-    call: Call, original: Call, out: int, spans: dict[Buffer, tuple[int, int]], step: int
-) -> int | None:
-    """Return the operand whose buffer the output may take over, or None."""
-    buffer = original.buffers[out]
-    for position, operand in enumerate(call.kernel.operands):
-        candidate = original.buffers[position]
-        if operand.written or candidate.space is not Space.ARENA or candidate.dtype != buffer.dtype:
-            continue
-        if candidate.size != buffer.size or spans[candidate][1] > step + 1:
-            continue
-        last_use = call.buffers.count(call.buffers[position]) == 1
-        if last_use and _reads_where_it_writes(call.kernel, position, out):
-            return position
-    return None
+def in_place_pairs(call: Call) -> list[tuple[int, int]]:
+    """Return the operands (one read, one written) that may be one array, if the first is needed no more."""
+    operands, buffers = call.kernel.operands, call.buffers
+    return [
+        (source, out)
+        for out, written in enumerate(operands)
+        if written.written and buffers[out].space is Space.ARENA
+        for source, read in enumerate(operands)
+        if not read.written
+        and buffers[source].space is Space.ARENA
+        and (buffers[source].dtype, buffers[source].size) == (buffers[out].dtype, buffers[out].size)
+        and buffers.count(buffers[source]) == 1
+        and _reads_where_it_writes(call.kernel, source, out)
+    ]
 
 
 def _reads_where_it_writes(kernel: Kernel, operand: int, out: int) -> bool:

@@ -198,6 +198,7 @@ class Call:
     nodes: tuple[str, ...]
     sources: tuple[str, ...]
     layer: str
+    again: bool = False  # it ran before in the same call of the entry point
 
 
 @dataclass(frozen=True)
