@@ -74,6 +74,7 @@ from graphc.ops.matmul import matmul
 from graphc.ops.movement import concat, expand, pad, reshape, split, transpose
 from graphc.ops.reduce import argmax, argmin, max, mean, min, sum
 from graphc.optim import SGD, Adam, AdamW
+from graphc.rewrites import Rewrites
 
 __version__ = "0.1.0"
 
@@ -85,6 +86,7 @@ __all__ = [
     "GraphcError",
     "LayerRow",
     "Module",
+    "Rewrites",
     "Tensor",
     "abs",
     "add",

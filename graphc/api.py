@@ -25,6 +25,7 @@ from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
 from graphc.passes.variants import Choose, Variant, cost_model
 from graphc.pipeline import FORK_US, Compiled, Dump, Request, compile_program, initialisers_of
+from graphc.rewrites import ALL, Rewrites
 from graphc.tuning import Store, Tuner, machine_of
 from graphc.types import check_dtype
 from graphc_runtime.module import Module as RuntimeModule
@@ -78,6 +79,8 @@ def compile(
     fork_us: float = FORK_US,
     threads: int = 1,
     tune: bool = False,
+    memory_budget: int | None = None,
+    rewrites: Rewrites = ALL,
     build: BuildOptions | None = None,
     dump_dir: str | Path | None = None,
 ) -> Module:
@@ -92,7 +95,10 @@ def compile(
     convolution and matrix product on this machine, with so many threads, and takes one that is at least 3 % faster
     than the cost model's choice (``module.manifest["tuned"]`` tells which). That takes seconds to minutes; winners
     are kept in the build cache for each processor, compiler and number of threads, and not measured again. Values
-    differ by rounding from those of the module that is not tuned. ``dump_dir`` receives every intermediate result
+    differ by rounding from those of the module that is not tuned. ``memory_budget`` is how many bytes the arena of
+    a training step may have at the largest batch: parts of the forward pass run again in the backward pass, as few
+    operations as make it fit, with the same bits as without. ``rewrites`` says what else may be done to save memory
+    (``graphc.Rewrites``). ``dump_dir`` receives every intermediate result
     as text.
 
     Raises:
@@ -104,6 +110,8 @@ def compile(
         isa=isa_named(isa or isa_of(target_macros(options))),
         winograd=bool(winograd),
         fork_us=_checked_fork(fork_us),
+        memory_budget=_checked_budget(memory_budget, loss),
+        rewrites=rewrites,
     )
     _check_threads(threads)
     cache, settings, tuner = Cache(options.cache_root()), [f"nan_guard={nan_guard}"], None
@@ -132,6 +140,16 @@ def _chooser(tuned: Mapping[str, Any]) -> Choose:
 def _check_threads(count: int) -> None:
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 1024:
         raise RangeError(f"compile: threads must be an int in 1..1024, got {count!r}")
+
+
+def _checked_budget(budget: int | None, loss: Node | None) -> int | None:
+    if budget is None:
+        return None
+    if loss is None:
+        raise GraphError("compile: memory_budget is for training, and there is no loss")
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+        raise RangeError(f"compile: memory_budget must be a number of bytes of at least 1, got {budget!r}")
+    return budget
 
 
 def _checked_fork(value: float) -> float:

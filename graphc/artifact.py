@@ -120,8 +120,8 @@ def fingerprint(request: Request, options: Iterable[str] = ()) -> str:
         digest.update(line.encode(errors="surrogatepass"))  # names are checked later
     ends = {name: position[node] for name, node in roots.items()}
     settings = [ends, request.name, request.batch, request.dtype, request.isa.name,
-                request.winograd, request.fork_us, _formulas(request.optimizer),
-                list(options)]  # fmt: skip
+                request.winograd, request.fork_us, request.memory_budget, str(request.rewrites),
+                _formulas(request.optimizer), list(options)]  # fmt: skip
     digest.update(json.dumps(settings).encode())
     return digest.hexdigest()
 

@@ -16,10 +16,10 @@ from graphc.graph.text import print_graph
 from graphc.graph.verify import verify
 from graphc.initialisers import Array, Initialiser
 from graphc.isa import AVX512, Isa
-from graphc.lower.arena import kept_buffers, plan_entry, reuse_in_place
+from graphc.lower.arena import kept_buffers, plan_entry
+from graphc.lower.budget import within_budget, without_budget
 from graphc.lower.entry import EntryLowering
-from graphc.lower.order import best_order
-from graphc.lower.rematerialise import rerun_cheap
+from graphc.lower.order import Order, best_order, eager_order
 from graphc.memory import ArenaPlan
 from graphc.ops.control import Bounded
 from graphc.ops.elementwise import Elementwise
@@ -35,6 +35,7 @@ from graphc.passes.simplify import simplify
 from graphc.passes.specialise import Specialised, specialise, without_gradient_rules
 from graphc.passes.variants import Choose, cost_model
 from graphc.program.ir import Argument, Bound, Buffer, Call, Entry, Program, Slot, Space, UpdateRange
+from graphc.rewrites import ALL, Rewrites
 from graphc.types import ITEMSIZE, DType, Extent, static_size
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
@@ -69,6 +70,8 @@ class Request:
     winograd: bool = True
     fork_us: float = FORK_US
     choose: Choose = cost_model  # the variant of every kernel
+    memory_budget: int | None = None  # bytes of the training step's arena
+    rewrites: Rewrites = ALL
     apart: bool = False  # one kernel for every node: nan_guard must be able to name it
 
 
@@ -416,7 +419,7 @@ class Builder:
     def _lower(
         self, name: str, graph: dict[str, Node], special: Specialised | None, results: dict[str, Buffer]
     ) -> None:
-        groups = fuse(graph, self.request.batch, self.request.apart)
+        groups = fuse(graph, self.request.batch, self.request.apart, self.request.rewrites.pool)
         self.dump(f"{self.step:02d}-{name}-kernels", lambda: print_groups(groups))
         self.step += 1
         stored, inputs = self._stored(graph)
@@ -432,14 +435,18 @@ class Builder:
             else:
                 buffers[key] = Buffer(key, node.dtype, node.type.size, Space.OUTPUT)
                 outputs.append(Argument(key, node.dtype, node.shape, buffers[key]))
-        lowering = EntryLowering(stored)
+        lowering = EntryLowering(stored, self.request.rewrites.concat)
         lowering.lower(groups, [(graph[k], b) for k, b in buffers.items()])
         commits = self._commits(graph, buffers)
         entry_calls, plan = self._plan(name, lowering.calls, commits)
         bounds = self._bounds(special, {a.name for a in inputs})
         self.entries.append(
             Entry(
-                name, tuple(inputs), tuple(outputs), tuple(entry_calls), bounds,
+                name,
+                tuple(inputs),
+                tuple(outputs),
+                tuple(entry_calls),
+                bounds,
                 len(entry_calls) - len(commits) if commits else 0,
             )
         )
@@ -458,12 +465,21 @@ class Builder:
         return commit.calls
 
     def _plan(self, name: str, calls: list[Call], commits: list[Call]) -> tuple[list[Call], ArenaPlan]:
-        batch = self.request.batch
-        if name == "train_step":
-            calls = rerun_cheap(calls, batch)
-        order = best_order(calls, commits, batch)
-        reused = reuse_in_place(order.calls)
-        return reused, plan_entry(reused, batch, kept_buffers(reused, name))
+        request = self.request
+
+        def finish(arranged: list[Call]) -> Order:
+            return best_order(arranged, commits, request.batch, request.rewrites)
+
+        calls = eager_order(calls, commits, request.batch, request.rewrites)
+        if name != "train_step":
+            order = finish(calls)
+        elif request.memory_budget is None:
+            order = without_budget(calls, request.batch, request.rewrites, finish)
+        else:
+            order = within_budget(calls, request.batch, request.memory_budget, request.rewrites, finish)
+        return order.in_place, plan_entry(
+            order.in_place, request.batch, kept_buffers(order.in_place, name), order.notes
+        )
 
     def _bounds(self, special: Specialised | None, inputs: set[str]) -> tuple[Bound, ...]:
         if special is None:

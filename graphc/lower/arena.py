@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from graphc.memory import ArenaPlan, Interval, plan_arena
+from graphc.memory import ArenaPlan, Interval, PlanNotes, plan_arena
 from graphc.program.ir import Access, Buffer, Call, Kernel, Load, LoopSpec, Space, Store
+from graphc.rewrites import Rewrites
 from graphc.types import ITEMSIZE, Shape, at
 
 ALIGNMENT = 64
+_LAYOUTS = ("pack", "winograd_weight")  # the kernels that write a tensor once more, in another layout
 
 
 def buffer_bytes(buffer: Buffer, batch: int) -> int:
@@ -29,7 +31,7 @@ def lifetimes(calls: Sequence[Call]) -> dict[Buffer, tuple[int, int]]:
     return spans
 
 
-def reuse_in_place(calls: Sequence[Call]) -> list[Call]:
+def reuse_in_place(calls: Sequence[Call], rewrites: Rewrites) -> list[Call]:
     """Let a kernel write over an operand that dies there and is read exactly where it is written.
 
     So do loops, and the epilogues of anchors: a convolution whose result is added to a skip connection adds to it
@@ -40,7 +42,7 @@ def reuse_in_place(calls: Sequence[Call]) -> list[Call]:
     spans = lifetimes(calls)
     for step, original in enumerate(calls):
         call = replace(original, buffers=tuple(renamed.get(b, b) for b in original.buffers))
-        for source, out in in_place_pairs(original):
+        for source, out in in_place_pairs(original, rewrites):
             dying, new = original.buffers[source], original.buffers[out]
             if spans[new][0] == step and spans[dying][1] == step + 1:
                 renamed[new] = call.buffers[source]
@@ -51,9 +53,11 @@ def reuse_in_place(calls: Sequence[Call]) -> list[Call]:
     return result
 
 
-def in_place_pairs(call: Call) -> list[tuple[int, int]]:
+def in_place_pairs(call: Call, rewrites: Rewrites) -> list[tuple[int, int]]:
     """Return the operands (one read, one written) that may be one array, if the first is needed no more."""
     operands, buffers = call.kernel.operands, call.buffers
+    if not (rewrites.in_place if isinstance(call.kernel.spec, LoopSpec) else rewrites.accumulate):
+        return []
     return [
         (source, out)
         for out, written in enumerate(operands)
@@ -92,7 +96,9 @@ def _same_element(a: Access, b: Access, shape: Shape) -> bool:
 def _loops_match(spec: LoopSpec, operand: int, out: int) -> bool:
     """Whether loops read the operand only at the element written, and write in the last sweep alone."""
     sweeps = [(s, (*s.statements, *s.kept_statements), (*s.stores, *s.kept_stores)) for s in spec.sweeps]
-    writes = [(number, s.access) for number, (_, _, stores) in enumerate(sweeps) for s in stores if s.operand == out]
+    writes = [
+        (number, s.access) for number, (_, _, stores) in enumerate(sweeps) for s in stores if s.operand == out
+    ]
     statements = [*spec.before, *(s for _, body, _ in sweeps for s in body)]
     loads = [s.access for s in statements if isinstance(s, Load) and s.operand == operand]
     if len(writes) != 1 or not loads:
@@ -100,7 +106,9 @@ def _loops_match(spec: LoopSpec, operand: int, out: int) -> bool:
     number, write = writes[0]
     # Other stores of the same access stand in the last sweep too: an earlier one would be followed by reads.
     stored_in = {n for n, (_, _, stores) in enumerate(sweeps) if any(s.access == write for s in stores)}
-    return all(access == write for access in loads) and number == len(spec.sweeps) - 1 and stored_in == {number}
+    return (
+        all(access == write for access in loads) and number == len(spec.sweeps) - 1 and stored_in == {number}
+    )
 
 
 def _share(kernel: Kernel, source: int, out: int) -> Kernel:
@@ -130,31 +138,41 @@ def _share(kernel: Kernel, source: int, out: int) -> Kernel:
         spec = replace(spec, before=moved(spec.before), sweeps=sweeps)
     if epilogue is not None:
         epilogue = replace(
-            epilogue, statements=moved(epilogue.statements), stores=moved(epilogue.stores), after=moved(epilogue.after)
+            epilogue,
+            statements=moved(epilogue.statements),
+            stores=moved(epilogue.stores),
+            after=moved(epilogue.after),
         )
     return replace(kernel, operands=tuple(operands), spec=spec, epilogue=epilogue)
 
 
+def middle_of(calls: Sequence[Call]) -> int | None:
+    """Return the step that writes the loss of a training step: what is before is forward, what is after backward."""
+    for step, call in enumerate(calls):
+        if any(b.space is Space.OUTPUT and b.name == "loss" for b in call.buffers):
+            return step
+    return None
+
+
 def kept_buffers(calls: Sequence[Call], entry: str) -> frozenset[str]:
     """Return the buffers that a training step keeps across its middle, the kernel that writes the loss."""
-    writes_loss = (
-        step
-        for step, call in enumerate(calls)
-        for b in call.buffers
-        if b.space is Space.OUTPUT and b.name == "loss"
-    )
-    middle = next(writes_loss, None) if entry == "train_step" else None
+    middle = middle_of(calls) if entry == "train_step" else None
     if middle is None:
         return frozenset()
-    return frozenset(
-        b.name for b, (first, end) in lifetimes(calls).items() if first < middle and end > middle + 1
-    )
+    spans = lifetimes(calls).items()
+    return frozenset(b.name for b, (first, end) in spans if first < middle and end > middle + 1)
 
 
-def plan_entry(calls: Sequence[Call], batch: int, kept: frozenset[str] = frozenset()) -> ArenaPlan:
+def plan_entry(calls: Sequence[Call], batch: int, kept: frozenset[str], notes: PlanNotes) -> ArenaPlan:
     """Return the plan of an entry point's arena buffers at the largest batch."""
+    scratch = {
+        buffer
+        for call in calls
+        for operand, buffer in zip(call.kernel.operands, call.buffers, strict=True)
+        if operand.name == "workspace" or (operand.written and call.kernel.template in _LAYOUTS)
+    }
     intervals = [
-        Interval(b.name, first, last, buffer_bytes(b, batch), kept=b.name in kept, label=b.name)
+        Interval(b.name, first, last, buffer_bytes(b, batch), b.name in kept, b.name, b in scratch)
         for b, (first, last) in lifetimes(calls).items()
     ]
-    return plan_arena(intervals, alignment=ALIGNMENT)
+    return replace(plan_arena(intervals, alignment=ALIGNMENT), notes=notes)

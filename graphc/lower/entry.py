@@ -24,9 +24,10 @@ from graphc.types import ITEMSIZE, Shape, Size, contiguous_strides, product, sta
 class EntryLowering:
     """Lowers the groups of one entry point; ``calls`` grows in execution order."""
 
-    def __init__(self, stored: Mapping[Node, Buffer]):
-        """Start with the buffers of leaves."""
+    def __init__(self, stored: Mapping[Node, Buffer], slices: bool = True):
+        """Start with the buffers of leaves. ``slices`` lets kernels write parts of concatenations in place."""
         self.stored = dict(stored)
+        self._may_slice = slices
         self._direct: dict[Node, Buffer] = {}
         self._slices: dict[Node, tuple[Node, View]] = {}
         self.calls: list[Call] = []
@@ -76,7 +77,7 @@ class EntryLowering:
             for node in group.outputs
             if node not in apart and node not in self._direct
         }
-        for group in groups:
+        for group in groups if self._may_slice else ():
             if group.anchor is None or not isinstance(group.anchor.op, Concat):
                 continue
             for operand, view in _slices(group.anchor, group.anchor.op):
@@ -233,7 +234,9 @@ class EntryLowering:
         buffer = self.whole(node)
         for operand, view in _slices(node, op):
             if self._slices.get(operand) != (node, view):
-                kernel, buffers = copy_kernel(operand, self, buffer, Access(view.strides, view.offset), node.shape)
+                kernel, buffers = copy_kernel(
+                    operand, self, buffer, Access(view.strides, view.offset), node.shape
+                )
                 self._call(kernel, buffers, [node])
 
     def _call(self, kernel: Kernel, buffers: list[Buffer], nodes: list[Node]) -> None:

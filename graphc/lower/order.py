@@ -5,7 +5,7 @@ not depend on the order inside, so that the least peak over all orders is the ch
 point, through the lattice of down-sets. Two facts leave few sets to look at. A kernel that frees at least what it
 takes, without a new peak, can be run at once: whatever order is best, running it earlier makes no later step worse.
 And a kernel that reads nothing from the arena (it packs weights) can wait until just before its first reader.
-Before any search there is a bound: whatever must be written before a kernel and read behind it is alive while it
+Before any search there is a bound: whatever must be written before a kernel and is read behind it is alive while it
 runs, in every order.
 
 Source: the search over down-sets is that of Ahn et al. 2020, "Ordering chaos: memory-aware scheduling of irregularly
@@ -15,17 +15,20 @@ wired neural networks for edge devices".
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate, count
 from typing import NamedTuple
 
 from graphc.lower.arena import ALIGNMENT, buffer_bytes, in_place_pairs, lifetimes, reuse_in_place
+from graphc.memory import PlanNotes
 from graphc.memory.interval import round_up
-from graphc.program.ir import Buffer, Call, Space
+from graphc.program.ir import Buffer, Call, LoopSpec, Space
+from graphc.rewrites import ALL, Rewrites
 
-MOST_SETS = 1000
-"""Down-sets that the exact search looks at before it gives up."""
+MOST_STEPS = 200_000
+"""Kernels times down-sets that the exact search looks at before it gives up."""
 
 
 @dataclass(frozen=True)
@@ -36,52 +39,83 @@ class Order:
     calls: tuple[Call, ...]
     peak: int
     least: int | None
+    rewrites: Rewrites
+
+    @cached_property
+    def in_place(self) -> list[Call]:
+        """The calls as they run, operands written over where that is possible."""
+        return reuse_in_place(self.calls, self.rewrites)
+
+    @property
+    def notes(self) -> PlanNotes:
+        """What a plan of these calls says of them."""
+        operands = [[o.name for o in call.kernel.operands] for call in self.in_place]
+        loops = [isinstance(call.kernel.spec, LoopSpec) for call in self.in_place]
+        counts = {
+            "in_place": sum("inout" in names and loop for names, loop in zip(operands, loops, strict=True)),
+            "accumulate": sum(
+                "inout" in names and not loop for names, loop in zip(operands, loops, strict=True)
+            ),
+            "pool": sum(
+                c.kernel.epilogue is not None and c.kernel.epilogue.pool is not None for c in self.calls
+            ),
+            "run_again": sum(call.again for call in self.calls),
+        }
+        return PlanNotes(self.name, self.least, tuple((name, n) for name, n in counts.items() if n))
 
 
-def best_order(calls: Sequence[Call], last: Sequence[Call], batch: int, most_sets: int = MOST_SETS) -> Order:
+def eager_order(calls: Sequence[Call], last: Sequence[Call], batch: int, rewrites: Rewrites) -> list[Call]:
+    """Return the order changed so that what frees memory runs as soon as it can."""
+    if not rewrites.order:
+        return list(calls)
+    return [calls[k] for k in _Model(calls, last, batch, rewrites).eager(range(len(calls)))]
+
+
+def best_order(
+    calls: Sequence[Call],
+    last: Sequence[Call],
+    batch: int,
+    rewrites: Rewrites = ALL,
+    most_steps: int = MOST_STEPS,
+) -> Order:
     """Return the order with the least peak of those tried; of equals, the first. ``last`` come last.
 
     Units: bytes at the batch, sizes rounded up as the arena rounds them, operands in place where that is possible.
     """
-    model = _Model(calls, last, batch)
-    bound = model.bound()
 
-    def arranged(order: Sequence[int]) -> tuple[Call, ...]:
-        return (*(calls[k] for k in order), *last)
+    def measured(name: str, order: Sequence[int]) -> Order:
+        arranged = (*(calls[k] for k in order), *last)
+        return Order(name, arranged, peak_bytes(arranged, batch, rewrites), None, rewrites)
 
-    orders: Iterator[tuple[str, list[int] | None]] = iter([
-        ("depth first", model.eager(range(len(calls)))), ("least growth", model.greedy()),
-    ])  # fmt: skip
-    name, order = next(orders)
-    assert order is not None
-    best, peak, least = arranged(order), peak_bytes(arranged(order), batch), bound
-    for other, order in orders:
-        if peak == bound:
-            break
-        trial = arranged(order or ())
-        if (found := peak_bytes(trial, batch)) < peak:
-            name, best, peak = other, trial, found
-    if peak > bound:
-        known, order = model.search(peak, most_sets)
+    if not rewrites.order:
+        return measured("depth first", range(len(calls)))
+    model = _Model(calls, last, batch, rewrites)
+    eager = model.eager(range(len(calls)))
+    best = measured("depth first, what frees memory at once", eager)
+    bound = model.bound(eager)
+    if best.peak > bound:
+        best = min(best, measured("least growth", model.greedy()), key=lambda order: order.peak)
+    if best.peak > bound:
+        least, order = model.search(best.peak, most_steps // len(calls))
         if order is not None:
-            name, best = "exact search", arranged(order)
-            peak = peak_bytes(best, batch)
-        least = known if known is not None else -1
-    return Order(name, best, peak, None if least < 0 else least)
+            best = measured("exact search", order)
+        bound = best.peak if least is not None else bound
+    return replace(best, least=bound if best.peak == bound else None)
 
 
-def peak_bytes(calls: Sequence[Call], batch: int) -> int:
+def peak_bytes(calls: Sequence[Call], batch: int, rewrites: Rewrites = ALL) -> int:
     """Return the most bytes alive at a step, after operands were written over in place."""
+    return max(live_bytes(reuse_in_place(calls, rewrites), batch), default=0)
+
+
+def live_bytes(calls: Sequence[Call], batch: int) -> list[int]:
+    """Return the bytes alive at each step, sizes rounded up as the arena rounds them."""
     change = [0] * (len(calls) + 1)
-    for buffer, (first, end) in lifetimes(reuse_in_place(calls)).items():
+    for buffer, (first, end) in lifetimes(calls).items():
         size = round_up(buffer_bytes(buffer, batch), ALIGNMENT)
         change[first] += size
         change[end] -= size
-    live = peak = 0
-    for step in change:
-        live += step
-        peak = max(peak, live)
-    return peak
+    return list(accumulate(change[:-1]))
 
 
 class _Path(NamedTuple):
@@ -102,32 +136,40 @@ class _State(NamedTuple):
 
 
 class _Model:
-    """The kernels as numbers: what each needs, and what it takes and frees after a down-set."""
+    """Kernels and buffers as numbers: what each kernel needs, and what it takes and frees after a down-set."""
 
-    def __init__(self, calls: Sequence[Call], last: Sequence[Call], batch: int):
+    def __init__(self, calls: Sequence[Call], last: Sequence[Call], batch: int, rewrites: Rewrites):
         self.count = len(calls)
-        self.size: dict[Buffer, int] = {}
-        self.uses: list[list[Buffer]] = []
+        numbers: dict[Buffer, int] = {}
+        for call in calls:
+            for buffer in call.buffers:
+                if buffer.space is Space.ARENA:
+                    numbers.setdefault(buffer, len(numbers))
+        self.size = [round_up(buffer_bytes(b, batch), ALIGNMENT) for b in numbers]
+        self.users = [0] * len(numbers)
+        self.writers = [0] * len(numbers)
+        readers = [0] * len(numbers)
+        self.uses: list[list[int]] = []
+        self.pairs: list[list[tuple[int, int]]] = []
         self.needs = [0] * self.count
-        self.pairs: list[list[tuple[Buffer, Buffer]]] = []
-        self.writers: dict[Buffer, int] = {}
-        self.users: dict[Buffer, int] = {}
-        readers: dict[Buffer, int] = {}
         for k, call in enumerate(calls):
-            self.uses.append([b for b in dict.fromkeys(call.buffers) if b.space is Space.ARENA])
-            self.pairs.append([(call.buffers[s], call.buffers[o]) for s, o in in_place_pairs(call)])
-            operands = list(zip(call.kernel.operands, call.buffers, strict=True))
-            for operand, buffer in operands:
+            operands = [
+                (numbers[buffer], operand.written)
+                for operand, buffer in zip(call.kernel.operands, call.buffers, strict=True)
+                if buffer in numbers
+            ]
+            self.uses.append(list(dict.fromkeys(b for b, _ in operands)))
+            pairs = in_place_pairs(call, rewrites)
+            self.pairs.append([(numbers[call.buffers[s]], numbers[call.buffers[o]]) for s, o in pairs])
+            for b, written in operands:
                 # Behind all that wrote it before; one that writes it, behind those that read it before, too.
-                self.needs[k] |= self.writers.get(buffer, 0) | (readers.get(buffer, 0) if operand.written else 0)
-            for operand, buffer in operands:
-                table = self.writers if operand.written else readers
-                table[buffer] = table.get(buffer, 0) | 1 << k
-            for buffer in self.uses[k]:
-                self.users[buffer] = self.users.get(buffer, 0) | 1 << k
-                self.size[buffer] = round_up(buffer_bytes(buffer, batch), ALIGNMENT)
-        for buffer in {b for call in last for b in call.buffers if b in self.users}:
-            self.users[buffer] |= 1 << self.count  # by a kernel that is never run here: it stays
+                self.needs[k] |= self.writers[b] | (readers[b] if written else 0)
+            for b, written in operands:
+                table = self.writers if written else readers
+                table[b] |= 1 << k
+                self.users[b] |= 1 << k
+        for buffer in {b for call in last for b in call.buffers if b in numbers}:
+            self.users[numbers[buffer]] |= 1 << self.count  # by a kernel that is never run here: it stays
         self.followers: list[list[int]] = [[] for _ in calls]
         for k, needed in enumerate(self.needs):
             for earlier in _bits(needed):
@@ -143,75 +185,119 @@ class _Model:
         able = done | self.waiting
         return [k for k in candidates if not self.needs[k] & ~able and not self.waiting >> k & 1]
 
-    def run(self, state: _State, kernel: int) -> _State:
-        """Return the state after a kernel more, with what waited for it."""
-        done, live, peak, ready, path = state
+    def cost(self, done: int, live: int, kernel: int) -> tuple[int, int]:
+        """Return the bytes alive after a kernel, and while it and what waited for it run."""
+        peak = 0
         for k in (*_bits(self.needs[kernel] & ~done), kernel):
             now = done | 1 << k
             taken = freed = credit = 0
-            for buffer in self.uses[k]:
-                taken += 0 if self.users[buffer] & done else self.size[buffer]
-                freed += 0 if self.users[buffer] & ~now else self.size[buffer]
+            for b in self.uses[k]:
+                users = self.users[b]
+                if not users & done:
+                    taken += self.size[b]
+                if not users & ~now:
+                    freed += self.size[b]
             for source, out in self.pairs[k]:
                 if not self.users[source] & ~now and not self.users[out] & done:
                     credit = self.size[out]
                     break
             peak = max(peak, live + taken - credit)
-            done, live, path = now, live + taken - freed, _Path(k, path)
-        follow = self._ready(done, self.followers[kernel])
-        return _State(done, live, peak, (*(k for k in ready if k != kernel), *follow), path)
+            live += taken - freed
+            done = now
+        return live, peak
 
-    def _settle(self, state: _State, highest: int | None = None) -> _State:
-        """Run every kernel that frees at least what it takes, and goes above neither the peak nor ``highest``."""
-        moved = True
-        while moved:
-            moved = False
-            for kernel in state.ready:
-                after = self.run(state, kernel)
-                if after.live <= state.live and after.peak <= max(state.peak, highest or 0):
-                    state, moved = after, True
-                    break
+    def run(self, state: _State, kernel: int) -> _State:
+        """Return the state after a kernel more, with what waited for it."""
+        live, peak = self.cost(state.done, state.live, kernel)
+        path, done = state.path, state.done
+        for k in (*_bits(self.needs[kernel] & ~done), kernel):
+            done, path = done | 1 << k, _Path(k, path)
+        ready = [k for k in state.ready if k != kernel] + self._ready(done, self.followers[kernel])
+        return _State(done, live, max(state.peak, peak), tuple(ready), path)
+
+    def _settle(self, state: _State, after: Callable[[_State, int], _State | None]) -> _State:
+        """Run every kernel that shrinks what is alive; ``after`` gives the state behind such a kernel, or None."""
+        untried = list(state.ready)
+        while untried:
+            found = after(state, untried.pop(0))
+            if found is not None:
+                state = found
+                untried = list(state.ready)  # what was the last but one reader of a tensor is the last now
         return state
+
+    def _if_free(self, state: _State, kernel: int) -> _State | None:
+        """Run a kernel that frees at least what it takes, without a new peak: no order is better for delaying it."""
+        live, peak = self.cost(state.done, state.live, kernel)
+        return self.run(state, kernel) if live <= state.live and peak <= state.peak else None
+
+    def _if_it_frees(self, state: _State, kernel: int) -> _State | None:
+        """Run a kernel that frees more than it takes, or leaves nothing; or that does so with its only reader.
+
+        A weights' gradient leaves nothing in the arena. Behind it, the gradient for the input may be written over
+        what both read.
+        """
+        after = self.run(state, kernel)
+        if after.live < state.live or not self._leaves(state, after, kernel):
+            return after
+        if len(self.followers[kernel]) != 1:
+            return None
+        (reader,) = self.followers[kernel]
+        if self.needs[reader] & ~(after.done | self.waiting):
+            return None
+        both = self.run(after, reader)
+        left = self._leaves(state, both, kernel) or self._leaves(state, both, reader)
+        return both if both.live < state.live or not left else None
+
+    def _leaves(self, before: _State, after: _State, kernel: int) -> bool:
+        """Whether a kernel, run between two states, leaves an array behind."""
+        return any(not self.users[b] & before.done and self.users[b] & ~after.done for b in self.uses[kernel])
 
     def eager(self, order: Sequence[int]) -> list[int]:
         """Return the order, changed so that kernels which free memory run as soon as they can."""
-        state = self._settle(self.start(), 1 << 62)
+        state = self._settle(self.start(), self._if_it_frees)
         for kernel in order:
             if not (state.done | self.waiting) >> kernel & 1:
-                state = self._settle(self.run(state, kernel), 1 << 62)
+                state = self._settle(self.run(state, kernel), self._if_it_frees)
         return _unwound(state.path)
 
     def greedy(self) -> list[int]:
         """Return the order that always takes the kernel after which the fewest bytes are alive."""
         state = self.start()
         while state.ready:
-            trials = [(after.live, after.peak, k, after) for k in state.ready for after in [self.run(state, k)]]
-            state = min(trials, key=lambda trial: trial[:3])[3]
+            state = self.run(state, min((*self.cost(state.done, state.live, k), k) for k in state.ready)[2])
         return _unwound(state.path)
 
-    def bound(self) -> int:
-        """Return bytes that every order has alive at some kernel.
+    def bound(self, order: Sequence[int]) -> int:
+        """Return bytes that are alive in every order while some kernel runs: that of the given order's peak.
 
         These are the kernel's own, and those between what it must follow and what must follow it.
         """
-        before = [1 << k for k in range(self.count)]
-        behind = [1 << k for k in range(self.count)]
-        for k in range(self.count):
-            for needed in _bits(self.needs[k]):
-                before[k] |= before[needed]
-        for k in reversed(range(self.count)):
-            behind[k] |= 1 << self.count
-            for follower in self.followers[k]:
-                behind[k] |= behind[follower]
-        best = 0
-        for k in range(self.count):
-            alive = sum(self.size[b] for b in self.uses[k])
-            alive -= max((self.size[out] for _, out in self.pairs[k]), default=0)
-            for buffer, size in self.size.items():
-                if self.writers[buffer] & before[k] and self.users[buffer] & behind[k]:
-                    alive += 0 if self.users[buffer] >> k & 1 else size
-            best = max(best, alive)
-        return best
+        if not order:
+            return 0
+        done = live = highest = top = 0
+        for k in order:
+            live, peak = self.cost(done, live, k)
+            done |= 1 << k
+            if peak > highest:
+                highest, top = peak, k
+        before, behind = 1 << top, 1 << top | 1 << self.count
+        for k in reversed(range(top)):
+            if any(before >> follower & 1 for follower in self.followers[k]):
+                before |= 1 << k
+        for k in range(top + 1, self.count):
+            if self.needs[k] & behind:
+                behind |= 1 << k
+        alive = sum(self.size[b] for b in self.uses[top])
+        later = behind & ~(1 << top)  # a tensor that is read there is not written over here
+        alive -= max(
+            (self.size[out] for source, out in self.pairs[top] if not self.users[source] & later), default=0
+        )
+        between = (
+            size
+            for size, writers, users in zip(self.size, self.writers, self.users, strict=True)
+            if writers & before and users & behind and not users >> top & 1
+        )
+        return alive + sum(between)
 
     def search(self, known: int, most_sets: int) -> tuple[int | None, list[int] | None]:
         """Return the least peak over all orders, and an order that has it if that is below a known one.
@@ -219,7 +305,7 @@ class _Model:
         The peak is None where more down-sets than allowed would have to be looked at.
         """
         numbers = count()
-        start = self._settle(self.start())
+        start = self._settle(self.start(), self._if_free)
         queue = [(start.peak, next(numbers), start)]
         seen: set[int] = set()
         while queue:
@@ -234,7 +320,7 @@ class _Model:
             if len(seen) > most_sets:
                 break
             for kernel in state.ready:
-                after = self._settle(self.run(state, kernel))
+                after = self._settle(self.run(state, kernel), self._if_free)
                 if after.done not in seen:
                     heapq.heappush(queue, (after.peak, next(numbers), after))
         return None, None

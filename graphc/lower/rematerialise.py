@@ -1,19 +1,18 @@
-"""Which forward kernels run once more in the backward pass, so that what they give need not be kept until then.
+"""Kernels of the forward pass that run once more in the backward pass, so that what they give is not kept until then.
 
-A kernel that runs again is the same function on the same bytes, so that every bit of every result stays.
+A kernel that runs again is the same function on the same bytes, so that every bit of every result stays. By default
+that is done where it costs next to nothing: elementwise work on tensors that are kept in any case. So of a
+convolution, its batch norm and its ReLU only the batch norm's input is kept, and its statistics. What else runs
+again, and when, is decided in :mod:`graphc.lower.budget`.
 
-Two rules stand here. *Cheap kernels* run again by default: elementwise work on tensors that are kept in any case.
-Of a convolution, its batch norm and its ReLU, only the batch norm's input is kept. *Segments* run again where a
-budget of memory asks for it: the forward pass is cut where few bytes are alive, and of the pieces between two cuts
-some are kept and some are computed again, as costs the fewest operations.
-
-Source: the second is the checkpointing of Chen et al. 2016, "Training deep nets with sublinear memory cost", with
-the choice of Feng and Huang 2021, "Optimal gradient checkpoint search for arbitrary computation graphs".
+Source: keeping one tensor of batch norm and activation is the idea of Rota Bulo, Porzi and Kontschieder 2018,
+"In-place activated BatchNorm for memory-optimized training of DNNs"; here it is the input that is kept, since a ReLU
+cannot be inverted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from graphc.lower.arena import buffer_bytes
@@ -21,102 +20,110 @@ from graphc.lower.replay import replay
 from graphc.program.ir import Buffer, Call, Space
 from graphc.types import at
 
-_CHEAP = 16  # operations an element
-_WORTH = 4096  # bytes: smaller tensors are kept
+CHEAP = 16
+"""Operations for each element written, up to which a kernel is cheap."""
 
+WORTH = 4096
+"""Bytes from which on a tensor is worth computing again."""
 
-def middle_of(calls: Sequence[Call]) -> int | None:
-    """Return the step that writes the loss of a training step: what is before is forward, what is after backward."""
-    for step, call in enumerate(calls):
-        if any(b.space is Space.OUTPUT and b.name == "loss" for b in call.buffers):
-            return step
-    return None
+Block = tuple[int, int]
+"""Steps of the forward pass, or of a part of it that runs again: first, and last + 1."""
 
 
 @dataclass
-class _Use:
+class Use:
     """The steps that write and read a buffer."""
 
     writes: list[int] = field(default_factory=list)
     reads: list[int] = field(default_factory=list)
 
 
-def _uses(calls: Sequence[Call]) -> dict[Buffer, _Use]:
-    found: dict[Buffer, _Use] = {}
+def uses_of(calls: Sequence[Call]) -> dict[Buffer, Use]:
+    """Return which steps write and read each buffer."""
+    found: dict[Buffer, Use] = {}
     for step, call in enumerate(calls):
         for operand, buffer in zip(call.kernel.operands, call.buffers, strict=True):
-            use = found.setdefault(buffer, _Use())
+            use = found.setdefault(buffer, Use())
             (use.writes if operand.written else use.reads).append(step)
     return found
 
 
-def _written(call: Call) -> list[Buffer]:
+def written(call: Call) -> list[Buffer]:
+    """Return the buffers that a call writes."""
     return [b for o, b in zip(call.kernel.operands, call.buffers, strict=True) if o.written]
 
 
-def _read(call: Call) -> list[Buffer]:
+def read(call: Call) -> list[Buffer]:
+    """Return the buffers that a call reads."""
     return [b for o, b in zip(call.kernel.operands, call.buffers, strict=True) if not o.written]
 
 
-def rerun_cheap(calls: Sequence[Call], batch: int) -> list[Call]:
+def rerun_cheap(calls: Sequence[Call], blocks: Iterable[Block], batch: int) -> list[Call]:
     """Return the calls of a training step with cheap kernels run again where the backward pass wants their results.
 
     before: relu stored in the forward pass, read by the next convolution and by the gradient of its weights
     after:  read by the next convolution; computed again from the batch norm's input for the gradient
+
+    The kernels are those in ``blocks``; the backward pass of a block is what follows it.
     """
-    middle = middle_of(calls)
-    if middle is None:
-        return list(calls)
-    uses = _uses(calls)
+    uses = uses_of(calls)
     dropped: set[Buffer] = set()
     again: dict[int, list[Call]] = {}
-    for step, call in enumerate(calls[:middle]):
-        late = {
-            buffer: min(reads)
-            for buffer in _written(call)
-            if (reads := [r for r in uses[buffer].reads if r > middle])
-            and buffer.space is Space.ARENA
-            and uses[buffer].writes == [step]
-            and buffer_bytes(buffer, batch) >= _WORTH
-        }
-        copy = replay(call, late)
-        if not late or copy is None or not _is_cheap(copy):
+    for buffer, end in _candidates(uses, blocks, batch):
+        first = min((r for r in uses[buffer].reads if r >= end), default=None)
+        copies = [replay(calls[step], {buffer}) for step in uses[buffer].writes]
+        found = [copy for copy in copies if copy is not None and _is_cheap(copy)]
+        if first is None or len(found) < len(copies):
             continue
-        first = min(late.values())
-        if all(_is_there(b, first, uses, dropped) for b in _read(copy)):
-            dropped.update(late)
-            again.setdefault(first, []).append(copy)
-    return run_again(calls, again)
+        if all(_is_there(b, first, uses, dropped) for copy in found for b in read(copy)):
+            dropped.add(buffer)
+            again.setdefault(first, []).extend(found)
+    return run_again(calls, again)[0]
+
+
+def _candidates(
+    uses: Mapping[Buffer, Use], blocks: Iterable[Block], batch: int
+) -> Iterator[tuple[Buffer, int]]:
+    """Yield the buffers that a block writes and nobody else, in order, with the end of the block."""
+    for begin, end in blocks:
+        for buffer, use in uses.items():
+            inside = use.writes and all(begin <= step < end for step in use.writes)
+            if inside and buffer.space is Space.ARENA and buffer_bytes(buffer, batch) >= WORTH:
+                yield buffer, end
 
 
 def _is_cheap(call: Call) -> bool:
     """Whether a kernel does few operations for each element that it writes."""
-    elements = sum(at(b.size, 1) for b in _written(call))
-    return at(call.kernel.flops, 1) <= _CHEAP * elements
+    elements = sum(at(b.size, 1) for b in written(call))
+    return at(call.kernel.flops, 1) <= CHEAP * elements
 
 
-def _is_there(buffer: Buffer, step: int, uses: Mapping[Buffer, _Use], dropped: set[Buffer]) -> bool:
+def _is_there(buffer: Buffer, step: int, uses: Mapping[Buffer, Use], dropped: set[Buffer]) -> bool:
     """Whether a buffer is in memory at a step without being kept for longer than it is."""
     if buffer.space is not Space.ARENA:
         return True
     return buffer not in dropped and max(uses[buffer].reads) >= step
 
 
-def run_again(calls: Sequence[Call], again: Mapping[int, Sequence[Call]]) -> list[Call]:
-    """Return the calls with others in front of some steps, whose results are read from there on.
+def run_again(calls: Sequence[Call], again: Mapping[int, Sequence[Call]]) -> tuple[list[Call], list[Block]]:
+    """Return the calls with others in front of some steps, whose results are read from there on; and where those are.
 
     ``again`` maps a step to the calls in front of it, in order. They write what was written before, to new buffers.
     """
     names = {b.name for call in calls for b in call.buffers}
     renamed: dict[Buffer, Buffer] = {}
     result: list[Call] = []
+    blocks: list[Block] = []
     for step, call in enumerate(calls):
+        begin = len(result)
         for copy in again.get(step, ()):
-            for buffer in dict.fromkeys(_written(copy)):
+            for buffer in dict.fromkeys(written(copy)):
                 renamed[buffer] = replace(buffer, name=_fresh(f"{buffer.name}_again", names))
-            result.append(_renamed(copy, renamed))
+            result.append(_renamed(replace(copy, again=True), renamed))
+        if len(result) > begin:
+            blocks.append((begin, len(result)))
         result.append(_renamed(call, renamed))
-    return result
+    return result, blocks
 
 
 def _renamed(call: Call, renamed: Mapping[Buffer, Buffer]) -> Call:

@@ -5,7 +5,7 @@ knows every offset, the arena's size, and the lower bound that no plan of these 
 """
 
 from graphc.memory.interval import Interval
-from graphc.memory.plan import ArenaPlan
+from graphc.memory.plan import ArenaPlan, PlanNotes
 from graphc.memory.planner import plan_arena
 
-__all__ = ["ArenaPlan", "Interval", "plan_arena"]
+__all__ = ["ArenaPlan", "Interval", "PlanNotes", "plan_arena"]

@@ -15,6 +15,9 @@ class Interval:
     Lifetimes are half open, ``[lower, upper)``: a buffer that ends at step 5 and one that starts at
     step 5 may share an address.
 
+    ``kept`` marks what the backward pass reads of the forward pass, ``scratch`` what is no value of the graph: a
+    kernel's workspace, or weights in the layout that a kernel wants.
+
     Units: ``lower`` and ``upper`` in kernel steps, ``size`` in bytes.
 
     Raises: RangeError when the lifetime is empty or starts before step 0, or when the size is not
@@ -28,6 +31,7 @@ class Interval:
     size: int
     kept: bool = False
     label: str = ""
+    scratch: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what could not be placed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -29,6 +29,19 @@ class _Peak(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class PlanNotes:
+    """How the lifetimes of a plan came about.
+
+    ``order`` names the order of the kernels. ``least_bytes`` is the least peak of live bytes over all orders, None
+    where the search for it gave up. ``rewrites`` counts the changes that were made to save memory.
+    """
+
+    order: str = ""
+    least_bytes: int | None = None
+    rewrites: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ArenaPlan:
     """Every interval has an offset, and intervals alive at the same step never share a byte.
 
@@ -43,6 +56,7 @@ class ArenaPlan:
     intervals: tuple[Interval, ...]
     offsets: tuple[int, ...]
     alignment: int = 64
+    notes: PlanNotes = PlanNotes()
 
     def __post_init__(self) -> None:
         """Check the promise of the class."""
@@ -123,11 +137,24 @@ class ArenaPlan:
     @property
     def live_bytes(self) -> list[int]:
         """The bytes alive at each step, from step 0 to the last one that any buffer lives in."""
+        return self._live(range(len(self.intervals)))
+
+    @property
+    def values_bound_bytes(self) -> int:
+        """The most bytes of the graph's own values alive at one step: the lower bound without scratch."""
+        return max(self._live(k for k, i in enumerate(self.intervals) if not i.scratch), default=0)
+
+    def _live(self, indices: Iterable[int]) -> list[int]:
         change = [0] * (max((interval.upper for interval in self.intervals), default=0) + 1)
-        for index, interval in enumerate(self.intervals):
-            change[interval.lower] += self._size(index)
-            change[interval.upper] -= self._size(index)
+        for index in indices:
+            change[self.intervals[index].lower] += self._size(index)
+            change[self.intervals[index].upper] -= self._size(index)
         return list(accumulate(change))[:-1]
+
+    @property
+    def least_bound_bytes(self) -> int | None:
+        """The least ``lower_bound_bytes`` over all orders of the kernels; None where that is not known."""
+        return self.notes.least_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -206,12 +233,22 @@ class ArenaPlan:
         above = arena - bound
         verdict = f"{above:,} bytes above the bound" if above else "optimal: the arena meets the bound"
         shared = f", {self.total_bytes / arena:.2f} times the arena" if arena else ""
+        least = self.notes.least_bytes
+        over_all = "not known, the search gave up" if least is None else _bytes(least)
         lines = [
             f"arena        {_bytes(arena)}",
             f"lower bound  {_bytes(bound)}: alive at step {self.peak_step}, in {at_peak}",
             f"ratio        {self.ratio:.4f}  {verdict}",
             f"total        {_bytes(self.total_bytes)} in {in_all}{shared}",
         ]
+        if self.notes.order:
+            lines.insert(2, f"least bound  {over_all}, over all orders; this order: {self.notes.order}")
+        if self.values_bound_bytes < bound:
+            lines.append(f"values       {_bytes(self.values_bound_bytes)} alive at most, without scratch")
+        if self.notes.rewrites:
+            lines.append(
+                f"rewrites     {', '.join(f'{name}: {count}' for name, count in self.notes.rewrites)}"
+            )
         if self.kept_bytes:
             lines.append(f"kept         {_bytes(self.kept_bytes)} for the backward pass")
         if alive:
@@ -246,6 +283,7 @@ class ArenaPlan:
             "arena_bytes": self.arena_bytes,
             "lower_bound_bytes": self.lower_bound_bytes,
             "peak_step": self.peak_step,
+            "notes": {**asdict(self.notes), "rewrites": [list(pair) for pair in self.notes.rewrites]},
             "buffers": [
                 {**asdict(interval), "offset": offset}
                 for interval, offset in zip(self.intervals, self.offsets, strict=True)
@@ -267,15 +305,27 @@ class ArenaPlan:
                     size=_typed(buffer, "size", int),
                     kept=_typed(buffer, "kept", bool),
                     label=_typed(buffer, "label", str),
+                    scratch=_typed(buffer, "scratch", bool),
                 )
                 for buffer in _typed(data, "buffers", list)
             )
             offsets = tuple(_typed(buffer, "offset", int) for buffer in data["buffers"])
-            return cls(intervals, offsets, _typed(data, "alignment", int))
+            return cls(
+                intervals, offsets, _typed(data, "alignment", int), _notes(_typed(data, "notes", dict))
+            )
         except DataError:
             raise
         except GraphcError as error:
             raise DataError(f"stored arena plan: {error}") from error
+
+
+def _notes(data: Mapping[str, Any]) -> PlanNotes:
+    """Return the notes of a stored plan."""
+    least = data.get("least_bytes")
+    pairs = _typed(data, "rewrites", list)
+    if not (least is None or isinstance(least, int)) or any(len(pair) != 2 for pair in pairs):
+        raise DataError(f"stored arena plan: notes {data!r} are not as they were written")
+    return PlanNotes(_typed(data, "order", str), least, tuple((str(k), int(v)) for k, v in pairs))
 
 
 def _typed(data: Any, key: str, kind: type[T]) -> T:

@@ -65,7 +65,8 @@ def _below_views(node: Node) -> Node:
 class _Partition:
     """The groups under construction, and the questions asked of them."""
 
-    def __init__(self, outputs: Mapping[str, Node], batch: int):
+    def __init__(self, outputs: Mapping[str, Node], batch: int, pools: bool):
+        self.pools = pools
         self.order = topological(outputs.values())
         self.position = {n: k for k, n in enumerate(self.order)}
         self.batch = batch
@@ -165,7 +166,7 @@ class _Partition:
         return False
 
     def _pools_a_tile(self, geometry: PoolGeometry, image: Shape) -> bool:
-        return geometry.tiles_inside(image) and geometry.area <= 9
+        return self.pools and geometry.tiles_inside(image) and geometry.area <= 9
 
     def _is_stored_anyway(self, node: Node) -> bool:
         loops = (Elementwise, Reduce, ArgReduce)
@@ -255,13 +256,13 @@ class _Partition:
 
 
 def partition(
-    outputs: Mapping[str, Node], batch: int, apart: bool = False
+    outputs: Mapping[str, Node], batch: int, apart: bool = False, pools: bool = True
 ) -> tuple[list[Group], set[Node], dict[Node, list[Node]]]:
     """Return the groups in an order in which every group follows those that it reads; results; readers.
 
-    ``apart`` gives every node a group of its own.
+    ``apart`` gives every node a group of its own; ``pools`` lets convolutions pool their results.
     """
-    parts = _Partition(outputs, batch)
+    parts = _Partition(outputs, batch, pools)
     for node in parts.order:
         if parts.is_virtual(node):
             continue

@@ -115,12 +115,13 @@ def choose_stored(
         group.outputs = [n for n in group.nodes if n in decision.stored]
 
 
-def fuse(outputs: Mapping[str, Node], batch: int, apart: bool = False) -> list[Group]:
+def fuse(outputs: Mapping[str, Node], batch: int, apart: bool = False, pools: bool = True) -> list[Group]:
     """Return the kernels of a graph: the partition, with what each stores and what it computes again.
 
-    ``apart`` gives every node a kernel of its own that stores its value, to find where a value goes wrong.
+    ``apart`` gives every node a kernel of its own that stores its value, to find where a value goes wrong;
+    ``pools`` lets convolutions pool their results.
     """
-    groups, results, readers = partition(outputs, batch, apart)
+    groups, results, readers = partition(outputs, batch, apart, pools)
     if apart:
         for group in groups:
             group.outputs = list(group.nodes)

@@ -19,6 +19,7 @@ from graphc.ops.elementwise import Elementwise, cast
 from graphc.ops.leaves import Full, full
 from graphc.ops.matmul import MatMul
 from graphc.ops.movement import Expand, Movement, Place, Reshape, Transpose, expand, reshape, transpose
+from graphc.ops.pool2d import AvgPool2d, AvgPool2dBackward, MaxPool2d
 from graphc.ops.reduce import Reduce
 from graphc.passes.generated import is_generated
 from graphc.types import Shape, broadcast_shapes, product, promote
@@ -49,9 +50,17 @@ def _rule(node: Node, inputs: tuple[Node, ...]) -> Node | None:
         return _reduce(op, inputs[0], node)
     if isinstance(op, MatMul):
         return _absorb_transposes(op, inputs, node)
+    if isinstance(op, (AvgPool2d, AvgPool2dBackward, MaxPool2d)) and _pools_single_pixels(op):
+        return inputs[0]
     if isinstance(op, (Anchor, Place)) and node.type.is_float and _is_zero(op, inputs):
         return full(node.shape, 0.0, node.dtype)
     return None
+
+
+def _pools_single_pixels(op: AvgPool2d | AvgPool2dBackward | MaxPool2d) -> bool:
+    """Whether every window is one pixel, as adaptive pooling to the size that an image has."""
+    single = op.geometry.area == 1 and op.geometry.tiles
+    return single and (isinstance(op, MaxPool2d) or op.divisor in (None, 1))
 
 
 def _is_zero(op: Anchor | Place, inputs: tuple[Node, ...]) -> bool:

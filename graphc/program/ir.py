@@ -151,8 +151,8 @@ class Epilogue:
     """Elementwise work on an anchor's result ``acc`` before it is stored; access strides are per result axis.
 
     The kernel's first ``fixed`` operands are the anchor's own, read as it likes; the others are read here alone,
-    at the element that is stored. Where a convolution pools its tile, ``statements`` come before the maximum of ``pooled_value`` (with
-    ``pool`` the window), and ``after`` works on ``pool_max`` and ``pool_index``.
+    at the element that is stored. Where a convolution pools its tile, ``statements`` come before the maximum of
+    ``pooled_value`` (with ``pool`` the window), and ``after`` works on ``pool_max`` and ``pool_index``.
     """
 
     axes: tuple[str, ...]
