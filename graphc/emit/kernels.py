@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from graphc.emit.packed import flat_pixels, packed_facts
 from graphc.emit.pooling import pool_facts
 from graphc.emit.text import C_TYPE, SUFFIX, BodyText, extent, linear, literal
 from graphc.emit.winograd import winograd_facts
-from graphc.program.ir import Access, Accumulate, Epilogue, Kernel, LoopSpec, Statement, Sweep
+from graphc.program.ir import Access, Accumulate, Compute, Epilogue, Kernel, LoopSpec, Statement, Sweep
 from graphc.types import DType, Extent, Size, at, contiguous_strides, product
 
 LANES = 16
@@ -111,7 +112,7 @@ def loop_context(kernel: Kernel, batch: int) -> LoopText:
             declarations.append(f"{C_TYPE[statement.dtype]} {statement.name}[GC_LANES];")
         for sweep in spec.sweeps:
             subscripted |= {a.name: f"{a.name}[lane]" for a in sweep.accumulators}
-    body = BodyText(kernel.operands, variables, subscripted)
+    body = BodyText(kernel.operands, variables, subscripted, _uses_in_loops(spec))
     inner = spec.extents[-1] if spec.extents else 1
     lanes = bool(reduced) and not columns and (isinstance(inner, Extent) or inner >= 2 * LANES)
     kept_extents = [e for e, r in zip(spec.extents, spec.reduced, strict=True) if not r]
@@ -121,7 +122,7 @@ def loop_context(kernel: Kernel, batch: int) -> LoopText:
         mode="columns" if columns else "rows",
         kept=kept,
         reduced=reduced,
-        before=[body.statement(s) for s in spec.before],
+        before=body.block(spec.before)[0],
         sweeps=[_sweep(s, body, columns, variables) for s in spec.sweeps],
         collapse=may_collapse and outer < 64,
         lanes=lanes,
@@ -140,27 +141,46 @@ def _kept_statements(spec: LoopSpec) -> list[Statement]:
 
 
 def _sweep(sweep: Sweep, body: BodyText, columns: bool, variables: Sequence[str]) -> SweepText:
-    accumulators = [_accumulator(a, body, columns, sweep) for a in sweep.accumulators]
-    lines = [body.statement(s) for s in sweep.statements]
-    stores = [body.store(s) for s in sweep.stores]
-    text = " ".join(lines + stores)
+    sums = [a.value for a in sweep.accumulators if a.kind == "sum"]
+    lines, stores, values = body.block(sweep.statements, sweep.stores, sums)
+    texts = dict(zip(sums, values, strict=True))
+    accumulators = [
+        _accumulator(a, body, columns, texts[a.value] if a.kind == "sum" else body.name(a.value))
+        for a in sweep.accumulators
+    ]
+    kept_lines, kept_stores, _ = body.block(sweep.kept_statements, sweep.kept_stores)
+    text = " ".join([*lines, *stores, *values])
     return SweepText(
         lines,
         accumulators,
         stores,
-        [body.statement(s) for s in sweep.kept_statements],
-        [body.store(s) for s in sweep.kept_stores],
+        kept_lines,
+        kept_stores,
         scalar=any(a.best for a in accumulators),
         uses_vector=bool(variables) and re.search(rf"\b{variables[-1]}\b", text) is not None,
     )
 
 
-def _accumulator(a: Accumulate, body: BodyText, columns: bool, sweep: Sweep) -> AccumulatorText:
+def _uses_in_loops(spec: LoopSpec) -> Counter[str]:
+    """Return how often each value is read."""
+    lists = [spec.before, *(s.statements for s in spec.sweeps), *(s.kept_statements for s in spec.sweeps)]
+    found = _uses(statement for statements in lists for statement in statements)
+    for sweep in spec.sweeps:
+        found.update(s.value for s in (*sweep.stores, *sweep.kept_stores))
+        found.update(name for a in sweep.accumulators for name in (a.value, a.index) if name)
+    return found
+
+
+def _uses(statements: Iterable[Statement]) -> Counter[str]:
+    return Counter(name for s in statements if isinstance(s, Compute) for name, _ in s.arguments)
+
+
+def _accumulator(a: Accumulate, body: BodyText, columns: bool, value: str) -> AccumulatorText:
     is_index = a.kind in ("argmax", "argmin")
     dtype: DType = "int64" if is_index else a.dtype
     best = f"{a.name}_best" if is_index else ""
     return AccumulatorText(
-        a.name, a.kind, C_TYPE[dtype], _start(a.kind, dtype), body.name(a.value), SUFFIX[dtype], a.index,
+        a.name, a.kind, C_TYPE[dtype], _start(a.kind, dtype), value, SUFFIX[dtype], a.index,
         f"{best}[lane]" if best and columns else best, best,
         _lowest(a.dtype) if a.kind == "argmax" else _highest(a.dtype), C_TYPE[a.dtype],
     )  # fmt: skip
@@ -171,18 +191,19 @@ class EpilogueText:
 
     def __init__(self, kernel: Kernel, epilogue: Epilogue):
         """Print the epilogue with the loop variables that the template uses."""
-        body = BodyText(kernel.operands, epilogue.axes)
+        uses = _uses((*epilogue.statements, *epilogue.after))
+        uses.update([*(s.value for s in epilogue.stores), epilogue.pooled_value])
+        body = BodyText(kernel.operands, epilogue.axes, uses=uses)
         self.pool = epilogue.pool
         self.pooled_value = epilogue.pooled_value
-        before = [body.statement(s) for s in epilogue.statements]
-        after = [body.statement(s) for s in epilogue.after]
-        stores = [body.store(s) for s in epilogue.stores]
+        before, stores, _ = body.block(epilogue.statements, () if self.pool else epilogue.stores)
+        after, pooled_stores, _ = body.block(epilogue.after, epilogue.stores if self.pool else ())
         self.inner_lines = "\n".join(before)
-        self.outer_lines = "\n".join((after if self.pool else before) + stores)
+        self.outer_lines = "\n".join([*after, *pooled_stores] if self.pool else [*before, *stores])
         read = [s.access.strides for s in epilogue.statements if hasattr(s, "access")]
         self.inner_uses = [any(strides[a] != 0 for strides in read) for a in range(len(epilogue.axes))]
         # Whether the sums themselves are pooled: in all lanes at once, since nothing of a channel is needed.
-        self.pools_sums = self.pool is not None and self.pooled_value == "acc" and not before
+        self.pools_sums = self.pool is not None and self.pooled_value == "acc" and not epilogue.statements
         self.uses_index = any(s.value == "pool_index" for s in epilogue.stores)
         used: set[str] = set()
         for item in (*epilogue.statements, *epilogue.after, *epilogue.stores):
@@ -192,7 +213,7 @@ class EpilogueText:
         if kernel.template == "take":  # the flattened result takes no epilogue but its store
             target = kernel.operands[epilogue.stores[0].operand].name
             self.outer_lines = f"{target}[k * {extent(kernel.spec.width)} + d] = acc;"
-        alone = not before and not after and _fills_its_array(kernel, epilogue)
+        alone = not epilogue.statements and not epilogue.after and _fills_its_array(kernel, epilogue)
         # The name of an operand that just receives the result, its elements in their order.
         self.flat = kernel.operands[epilogue.stores[0].operand].name if alone else ""
         self.uses = [axis in used for axis in epilogue.axes]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from graphc import scalar
 from graphc.program.ir import Access, Compute, Index, Load, Number, Operand, Random, Statement, Store
@@ -11,6 +14,8 @@ from graphc.types import DType, Extent, Size
 
 C_TYPE = scalar.C_TYPE
 _WIDTH = 110
+_LONG = 72  # characters of a formula, with what it is stored to
+_ATOM = re.compile(r"[\w.]+(\[[^\[\]]*\])?")
 _LINKAGE = ('extern "C" {', '} /* extern "C" */')
 SUFFIX = {"float32": "f", "float64": "d", "int32": "i", "int64": "l", "uint8": "b", "bool": "b"}
 
@@ -50,27 +55,117 @@ def literal(value: float, dtype: DType) -> str:
     return str(int(value))
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """A value whose only reader may take its formula instead of its name."""
+
+    statement: Statement
+    text: str
+
+
 class BodyText:
-    """Prints statements; ``names`` maps values that live in arrays to their subscripted form."""
+    """Prints statements; ``names`` maps values that live in arrays to their subscripted form.
+
+    A value that one other reads, in the same block, is written into the formula that reads it: rounding is that of
+    the single operations all the same. It keeps its line where the formula would get long, where another type
+    would appear, and where it reads an array that the kernel writes, since reads and writes must keep their order.
+    """
 
     def __init__(
-        self, operands: Sequence[Operand], variables: Sequence[str], names: Mapping[str, str] | None = None
+        self,
+        operands: Sequence[Operand],
+        variables: Sequence[str],
+        names: Mapping[str, str] | None = None,
+        uses: Mapping[str, int] | None = None,
     ):
-        """Print for the given kernel parameters and loop variables."""
+        """Print for the given kernel parameters and loop variables; ``uses`` counts the readers of every value."""
         self.operands = operands
         self.variables = variables
         self.names = dict(names or {})
+        self.uses = uses or {}
+        self._pending: dict[str, _Pending] = {}
 
     def name(self, value: str) -> str:
         """Return how a value is written."""
         return self.names.get(value, value)
 
-    def statement(self, s: Statement) -> str:
-        """Return one line of C."""
-        value = self._value(s)
+    def block(
+        self, statements: Sequence[Statement], stores: Sequence[Store] = (), sums: Sequence[str] = ()
+    ) -> tuple[list[str], list[str], list[str]]:
+        """Return the lines of a block, of its stores, and the texts of the values in ``sums``."""
+        read = Counter(value for s in statements if isinstance(s, Compute) for value, _ in s.arguments)
+        read += Counter([*(s.value for s in stores), *sums])
+        lines: list[str] = []
+        for s in statements:
+            text = self._composed(s, lines)
+            if read[s.name] == self.uses.get(s.name) == 1 and self._may_move(s) and len(text) <= _LONG:
+                self._pending[s.name] = _Pending(s, text)
+            else:
+                lines.append(self._defined(s, text))
+        written = [
+            self._target(s) + " = " + self._taken(s.value, lines, self._target(s)) + ";" for s in stores
+        ]
+        return lines, written, [self._taken(value, lines) for value in sums]
+
+    def _may_move(self, s: Statement) -> bool:
         if s.name in self.names:
-            return f"{self.names[s.name]} = {value};"
-        return f"const {C_TYPE[s.dtype]} {s.name} = {value};"
+            return False
+        if isinstance(s, Load):
+            return not self.operands[s.operand].written
+        if isinstance(s, Compute):
+            return s.dtype.startswith("float") and all(dtype == s.dtype for _, dtype in s.arguments)
+        return isinstance(s, Number)
+
+    def _composed(self, s: Statement, lines: list[str]) -> str:
+        """Return the text of a value, with the formulas of values that it alone reads."""
+        if not isinstance(s, Compute):
+            return self._value(s)
+        marks = [f"argument{k}_" for k in range(len(s.arguments))]
+        template = self._formula(s, marks)
+        inside = [
+            value if value in self._pending and template.count(mark) == 1 else None
+            for mark, (value, _) in zip(marks, s.arguments, strict=True)
+        ]
+        text = template
+        for mark, taken, (value, _) in zip(marks, inside, s.arguments, strict=True):
+            text = text.replace(mark, self.name(value)) if taken is None else self._put_in(text, mark, taken)
+        if len(text) > _LONG:
+            text, inside = (
+                self._formula(s, [self.name(value) for value, _ in s.arguments]),
+                [None] * len(marks),
+            )
+        for (value, _), taken in zip(s.arguments, inside, strict=True):
+            if taken is None:
+                self._flush(value, lines)
+            else:
+                del self._pending[taken]
+        return text
+
+    def _put_in(self, text: str, mark: str, value: str) -> str:
+        """Return text with the formula of a value for a mark, in parentheses where something could bind tighter."""
+        formula = self._pending[value].text
+        begin = text.index(mark)
+        before, after = text[:begin], text[begin + len(mark) :]
+        stands_alone = before.endswith(("(", ", ")) and after.startswith((")", ","))
+        bare = text == mark or stands_alone or _ATOM.fullmatch(formula)
+        return f"{before}{formula if bare else f'({formula})'}{after}"
+
+    def _taken(self, value: str, lines: list[str], target: str = "") -> str:
+        """Return the formula of a value that is stored or summed, or its name."""
+        if value in self._pending and len(self._pending[value].text) + len(target) <= _LONG:
+            return self._pending.pop(value).text
+        self._flush(value, lines)
+        return self.name(value)
+
+    def _flush(self, value: str, lines: list[str]) -> None:
+        if value in self._pending:
+            pending = self._pending.pop(value)
+            lines.append(self._defined(pending.statement, pending.text))
+
+    def _defined(self, s: Statement, text: str) -> str:
+        if s.name in self.names:
+            return f"{self.names[s.name]} = {text};"
+        return f"const {C_TYPE[s.dtype]} {s.name} = {text};"
 
     def _value(self, s: Statement) -> str:
         if isinstance(s, Load):
@@ -80,20 +175,18 @@ class BodyText:
         if isinstance(s, Random):
             index = linear(s.access, self.variables)
             return f"gc_uniform_{SUFFIX[s.dtype]}(random, {s.stream}, (uint64_t)({index}))"
-        if isinstance(s, Number):
-            if isinstance(s.value, Extent):
-                return f"({C_TYPE[s.dtype]})({s.value})"
-            return literal(float(s.value), s.dtype)
-        assert isinstance(s, Compute)
-        symbols = [scalar.argument(k) for k in range(len(s.arguments))]
-        names = {x: self.name(a) for x, (a, _) in zip(symbols, s.arguments, strict=True)}
-        dtypes = {x: d for x, (_, d) in zip(symbols, s.arguments, strict=True)}
-        return scalar.to_c(s.expr, names, dtypes, s.dtype)
+        assert isinstance(s, Number)
+        if isinstance(s.value, Extent):
+            return f"({C_TYPE[s.dtype]})({s.value})"
+        return literal(float(s.value), s.dtype)
 
-    def store(self, s: Store) -> str:
-        """Return the assignment of a result."""
-        operand = self.operands[s.operand]
-        return f"{operand.name}[{linear(s.access, self.variables)}] = {self.name(s.value)};"
+    def _formula(self, s: Compute, names: Sequence[str]) -> str:
+        symbols = [scalar.argument(k) for k in range(len(s.arguments))]
+        dtypes = {x: d for x, (_, d) in zip(symbols, s.arguments, strict=True)}
+        return scalar.to_c(s.expr, dict(zip(symbols, names, strict=True)), dtypes, s.dtype)
+
+    def _target(self, s: Store) -> str:
+        return f"{self.operands[s.operand].name}[{linear(s.access, self.variables)}]"
 
 
 def signature(head: str, parameters: Sequence[str]) -> str:
