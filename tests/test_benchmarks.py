@@ -17,8 +17,10 @@ pytest.importorskip("tqdm", reason="tqdm is not installed")
 import cpu
 import emitters
 import kernels
+import memory
 import nets
 import peers
+import resident
 import scaling
 import session
 from c_peers import lines_of_code
@@ -208,3 +210,66 @@ def test_kernels_table() -> None:
     assert "| failed | input | 16 | - | - | - | - | - |" in text
     assert "input, 2 threads: 1 of 2 reach 80 % of the peak" in text
     assert "fast" not in kernels.text(results, markdown=True, only_below=True)
+
+
+def test_memory_of_processes(tmp_path: Path) -> None:
+    """Three processes of one net, each of which takes more with the net than by its imports alone."""
+    file = tmp_path / "results.json"
+    command = [
+        sys.executable, str(FOLDER / "memory.py"), "--nets", "mlp", "--modes", "inference", "--batch", "1",
+        "--peers", "runtime", "graphc", "eager", "--threads", "1", "--json", str(file), "--markdown",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "| mlp | inference | 1 |" in done.stdout
+    (row,) = json.loads(file.read_text())["rows"]
+    found = row["peers"]
+    assert list(found) == ["runtime", "graphc", "eager"]
+    weights = 4 * (784 * 512 + 512 * 512 + 512 * 10 + 2 * 512 + 10)
+    assert weights <= found["graphc"]["weights_bytes"] < 1.01 * weights
+    for result in found.values():
+        assert result["peak_bytes"] > result["imports_bytes"] + weights
+    # The compiler is what the runtime does without.
+    assert found["runtime"]["imports_bytes"] < found["graphc"]["imports_bytes"]
+
+
+def test_memory_cases_and_peers() -> None:
+    options = memory.parse(["--nets", "lenet", "resnet18", "--batch", "4", "--threads", "1"])
+    found = memory.cases(options)
+    assert [(case["net"], case["mode"], case["batch"]) for case in found] == [
+        (net, mode, batch)
+        for net in ("lenet", "resnet18")
+        for mode, batch in (("inference", 1), ("inference", 4), ("training", 4))
+    ]
+    assert memory.peers_of(found[2], list(memory.TITLES)) == ["runtime", "graphc", "eager", "compile"]
+    assert memory.peers_of(found[0], list(memory.TITLES)) == list(memory.TITLES)
+
+
+def test_memory_table() -> None:
+    mib = memory.MIB
+    ours = {"imports_bytes": 40 * mib, "peak_bytes": 90 * mib, "kept_bytes": 10 * mib}
+    ours |= {"weights_bytes": 4 * mib, "arena_bytes": 12 * mib}
+    eager = {"imports_bytes": 200 * mib, "peak_bytes": 1300 * mib, "kept_bytes": 25 * mib}
+    row = {"net": "lenet", "mode": "training", "batch": 16, "peers": {"graphc": ours, "eager": eager}}
+    failed = {"net": "vgg16", "mode": "inference", "batch": 1, "peers": {"eager": {"left_out": "no room"}}}
+    facts = {**MACHINE, "system": "Linux", "python": "3"}
+    results = {
+        "machine": facts,
+        "setup": {"skipped": {"openvino": "not installed: openvino"}},
+        "rows": [row, failed],
+    }
+    text = memory.text(results, markdown=True)
+    assert "| lenet | training | 16 | 90 (40) | 1,300 (200) |" in text
+    assert "| vgg16 | inference | 1 | - | left out |" in text
+    assert "| lenet | training | 16 | 4.0 | 12.0 | 10.0 | 25.0 | - | 2.50 |" in text
+    assert "vgg16 inference 1: PyTorch eager left out: no room." in text
+    assert "OpenVINO skipped: not installed: openvino." in text
+
+
+def test_saved_tensors_are_counted_once() -> None:
+    """What LeNet's layers need for their gradients, at batch 2; without the images, weights and labels."""
+    activations = 6 * 28**2 + 6 * 14**2 + 16 * 10**2 + 400 + 120 + 84 + 10
+    indices = 6 * 14**2 + 16 * 5**2  # of the two maximum poolings, in int64
+    got = resident.kept({"net": "lenet", "batch": 2, "threads": 1})
+    # The sum of weights that the loss divides by is a scalar, which not every version saves.
+    assert 0 <= got - 2 * (4 * activations + 8 * indices) <= 8
