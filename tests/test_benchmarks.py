@@ -16,10 +16,12 @@ pytest.importorskip("tqdm", reason="tqdm is not installed")
 
 import cpu
 import emitters
+import exact
 import kernels
 import memory
 import nets
 import peers
+import placement
 import resident
 import scaling
 import session
@@ -27,6 +29,8 @@ from c_peers import lines_of_code
 from tables import add_ratios
 
 import graphc as gc
+from graphc.errors import DataError
+from graphc.memory import ArenaPlan, Interval, plan_arena
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPT = FOLDER / "cpu.py"
@@ -273,3 +277,55 @@ def test_saved_tensors_are_counted_once() -> None:
     got = resident.kept({"net": "lenet", "batch": 2, "threads": 1})
     # The sum of weights that the loss divides by is a scalar, which not every version saves.
     assert 0 <= got - 2 * (4 * activations + 8 * indices) <= 8
+
+
+def test_files_of_instances(tmp_path: Path) -> None:
+    file = tmp_path / "half_open.csv"
+    file.write_text("size,upper,id,lower,hint\n4,3,a,0,x\n4,9,b,3,y\n")
+    assert placement.read(file).intervals == [Interval("a", 0, 3, 4), Interval("b", 3, 9, 4)]
+    file.write_text("buffer,start,end,size\na,0,2,4\nb,3,8,4\n")
+    assert placement.read(file).intervals == [Interval("a", 0, 3, 4), Interval("b", 3, 9, 4)]
+    for wrong, message in (
+        ("id,lower,size\na,0,4\n", "columns upper are missing among id, lower, size"),
+        ("id,lower,upper,size\na,0,3,many\n", "many"),
+        ("id,lower,upper,size,gaps\na,0,9,4,2-3\n", "buffer a has gaps"),
+    ):
+        file.write_text(wrong)
+        with pytest.raises(DataError, match=message):
+            placement.read(file)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cut_rectangles_are_full(seed: int) -> None:
+    """Where the pieces lay before is a plan without waste, so that the bound is the optimum."""
+    pieces, instance = placement.cut(40, seed), placement.rectangle(40, seed)
+    assert len(pieces) == len(instance.intervals) == 40
+    plan = ArenaPlan(tuple(instance.intervals), tuple(64 * piece.bottom for piece in pieces))
+    assert plan.arena_bytes == plan.lower_bound_bytes == placement.BYTES
+    assert set(plan.live_bytes) == {placement.BYTES}
+
+
+def test_placement_table() -> None:
+    row = placement.measure(placement.rectangle(8, 0), 1000, 0)
+    assert (row["buffers"], row["bound"]) == (8, placement.BYTES)
+    worse = {**row, "bound": 100, "arena": 150, "ratio": 1.5, "seconds": 0.25}
+    worse["exact"] = {"arena": 100, "proven": True, "seconds": 2.0}
+    results = {
+        "machine": {**MACHINE, "python": "3"},
+        "setup": {"effort": 7, "no_exact": "?"},
+        "rows": [worse],
+    }
+    text = placement.text(results, markdown=True)
+    assert "| cut | 8 seed 0 | 8 | 100 | 150 | 1.5000 | 0.25 | 100 | 1.0000 | yes | 2.0 |" in text
+    assert "0 of 1 plans meet the bound, the worst ratio is 1.5000." in text
+
+
+def test_exact_plans() -> None:
+    pytest.importorskip("ortools", reason="OR-Tools is not installed, an extra")
+    rows = [(4, 6, 3), (0, 1, 5), (1, 4, 1), (0, 4, 1), (5, 6, 3), (0, 3, 2), (1, 5, 4), (3, 5, 1), (5, 9, 2)]
+    intervals = [Interval(f"b{k}", *row) for k, row in enumerate(rows)]  # 9 at best, though the bound is 8
+    plan, proven = exact.plan_exactly(intervals, plan_arena(intervals, alignment=1, effort=0), 20)
+    assert (plan.arena_bytes, proven) == (9, True)
+    instance = placement.rectangle(12, 1)
+    plan, proven = exact.plan_exactly(instance.intervals, plan_arena(instance.intervals, effort=0), 20)
+    assert (plan.arena_bytes, proven) == (placement.BYTES, True)
