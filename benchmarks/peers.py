@@ -23,6 +23,7 @@ from nets import inputs, kernel_of, net_of, torch_nets
 
 Case = dict[str, Any]
 Step = Callable[[], Any]  # a training step returns the loss before the update
+# A case that is run "alone" has each peer's own first weights, and nothing that is compared with another's.
 # The step, the logits in inference, and further facts: those of the "work" are the row's, all others the peer's.
 Ready = tuple[Step, np.ndarray, dict[str, Any]]
 
@@ -79,11 +80,11 @@ def _load(net: Any, values: dict[str, np.ndarray]) -> None:
         view[...] = values[name]
 
 
-def graphc(case: Case) -> Ready:
-    """Compile by graphc; without PyTorch, its own first weights are written for the others."""
+def graphc_module(case: Case) -> tuple[Any, Any]:
+    """Return what graphc compiles of a case, and the logits that it was given."""
     import graphc as gc
 
-    net, data, training = net_of(case), inputs(case), case["mode"] == "training"
+    net, training = net_of(case), case["mode"] == "training"
     x, y = gc.input("x", ("N", *net.shape)), gc.input("y", ("N",), dtype="int32")
     logits = net.graph(gc, x)
     module = gc.compile(
@@ -93,6 +94,15 @@ def graphc(case: Case) -> Ready:
         batch=case["batch"],
     )
     module.threads = case["threads"]
+    return module, logits
+
+
+def graphc(case: Case) -> Ready:
+    """Compile by graphc; without PyTorch, its own first weights are written for the others."""
+    import graphc as gc
+
+    data, training = inputs(case), case["mode"] == "training"
+    module, logits = graphc_module(case)
     own = {**module.params, **module.state}
     if (Path(case["folder"]) / "weights.npz").exists():
         values = stored(case)
@@ -140,7 +150,8 @@ def eager(case: Case, compiled: bool = False) -> Ready:
 
     torch.set_num_threads(case["threads"])
     net = net_of(case).torch(torch_nets())
-    _load(net, stored(case))
+    if not case.get("alone"):
+        _load(net, stored(case))
     data = {name: torch.from_numpy(value) for name, value in inputs(case).items()}
     labels = data["y"].long()
     run = torch.compile(net) if compiled else net
@@ -153,7 +164,7 @@ def eager(case: Case, compiled: bool = False) -> Ready:
     if case["mode"] == "inference":
         return infer, infer().numpy(), {}
     with torch.no_grad():
-        output = net(data["x"]).numpy()
+        output = np.zeros(0) if case.get("alone") else net(data["x"]).numpy()
     net.train()
     optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
 
@@ -289,8 +300,8 @@ def start(name: str, case: Case) -> tuple[Step, dict[str, Any]]:
     return step, {"work": work, "more": facts, "output": str(path), "losses": losses, "start_s": seconds}
 
 
-def main() -> None:
-    """Serve one peer until standard input ends."""
+def answering() -> Callable[[dict[str, Any]], None]:
+    """Return what answers the parent; whatever else is printed goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -298,6 +309,18 @@ def main() -> None:
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 
+    return answer
+
+
+def failure(error: Exception) -> dict[str, str]:
+    """Return the answer that tells of an error, which is on standard error in full."""
+    traceback.print_exception(error)
+    return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+
+
+def main() -> None:
+    """Serve one peer until standard input ends."""
+    answer = answering()
     try:
         step, facts = start(sys.argv[1], json.loads(sys.stdin.readline()))
         answer(facts)
@@ -307,8 +330,7 @@ def main() -> None:
             last = result["median"]
             answer(result)
     except Exception as error:
-        traceback.print_exc()
-        answer({"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]})
+        answer(failure(error))
 
 
 if __name__ == "__main__":

@@ -27,15 +27,9 @@ def usable() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def parser_for(text: str, seconds: float = 0.3) -> argparse.ArgumentParser:
-    """Return a parser with the options that all benchmarks have; ``finish`` fills in what is not given."""
+def bare_parser(text: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that all benchmarks have; ``place`` fills in what is not given."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(usual_seconds=seconds)
-    parser.add_argument("--rounds", type=int, help="default 5, 3 with --quick")
-    parser.add_argument("--seconds", type=float, metavar="S",
-                        help=f"of calls in a round, default {seconds}, 0.1 with --quick")  # fmt: skip
-    parser.add_argument("--wait-policy", choices=("active", "passive"), help="OMP_WAIT_POLICY of each process; "
-                        "by default not set, as users have it, which needs an otherwise idle machine")  # fmt: skip
     parser.add_argument("--limit", type=float, default=1800, help="seconds that an answer may take")
     parser.add_argument("--quick", action="store_true", help="a small part, with fewer and shorter rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default NAME.json in benchmarks/results, "
@@ -44,13 +38,30 @@ def parser_for(text: str, seconds: float = 0.3) -> argparse.ArgumentParser:
     return parser
 
 
+def parser_for(text: str, seconds: float = 0.3) -> argparse.ArgumentParser:
+    """Return a parser with the options of the benchmarks that time; ``finish`` fills in what is not given."""
+    parser = bare_parser(text)
+    parser.set_defaults(usual_seconds=seconds)
+    parser.add_argument("--rounds", type=int, help="default 5, 3 with --quick")
+    parser.add_argument("--seconds", type=float, metavar="S",
+                        help=f"of calls in a round, default {seconds}, 0.1 with --quick")  # fmt: skip
+    parser.add_argument("--wait-policy", choices=("active", "passive"), help="OMP_WAIT_POLICY of each process; "
+                        "by default not set, as users have it, which needs an otherwise idle machine")  # fmt: skip
+    return parser
+
+
+def place(options: argparse.Namespace, name: str) -> None:
+    """The options say where the results go."""
+    options.json = options.json or RESULTS / f"{name}{'_quick' if options.quick else ''}.json"
+
+
 def finish(parser: argparse.ArgumentParser, options: argparse.Namespace, name: str) -> argparse.Namespace:
     """Return the options with their defaults, after an error for what cannot be."""
     if options.rounds is None:
         options.rounds = 3 if options.quick else 5
     if options.seconds is None:
         options.seconds = 0.1 if options.quick else options.usual_seconds
-    options.json = options.json or RESULTS / f"{name}{'_quick' if options.quick else ''}.json"
+    place(options, name)
     if not 1 <= options.threads <= usable():
         parser.error(f"--threads: there are 1 to {usable()}")
     if options.rounds < 1 or options.limit <= 0 or options.seconds <= 0:
@@ -102,9 +113,9 @@ def run(
     say("measuring the machine")
     speeds = machine.measure(options.threads)
     facts = {**machine.describe(options.threads), "versions": versions}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     rounds = {"wait_policy": options.wait_policy, "rounds": options.rounds, "seconds": options.seconds}
     results: dict[str, Any] = {"machine": {**facts, **speeds}, "setup": {**rounds, **setup}, "rows": []}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:
         options.json.write_text(json.dumps(results, indent=1) + "\n")

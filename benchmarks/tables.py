@@ -82,11 +82,16 @@ def lay_out(lines: list[list[str]], markdown: bool) -> str:
     )  # fmt: skip
 
 
+def count(number: int, noun: str) -> str:
+    """Return the number with its noun."""
+    return f"{number} {noun}{'s' if number > 1 else ''}"
+
+
 def machine_text(results: dict[str, Any]) -> str:
     """Return what the results are measured on, and what that can do."""
     machine = results["machine"]
     names = [f"{name} {version}" for name, version in machine["versions"].items()]
-    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    threads = count(machine["threads"], "thread")
     return (
         f"{machine['cpu']}, {threads}, {machine['isa']}, {machine['compiler']}, "
         f"{' '.join(machine['flags'])}, {machine['date']}.\n{', '.join(names)}.\n"

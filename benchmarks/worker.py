@@ -30,6 +30,7 @@ NEEDS = {
     "emx": ("emx_onnx_cgen", "onnx", "torch", "pytest"),
     "onnx2c": ("onnx2c", "onnx", "torch", "pytest"),
     "kernel": ("graphc",),
+    "runtime": ("graphc",),
 }
 PROGRAMS = ("onnx2c",)
 TITLES = {
@@ -66,8 +67,10 @@ class WorkerError(Exception):
 class Worker:
     """A peer in a process of its own, which waits in ``read`` whenever it is not asked."""
 
-    def __init__(self, peer: str, case: dict[str, Any], limit: float):
+    def __init__(self, peer: str, case: dict[str, Any], limit: float, script: Path = SCRIPT):
         """Start the process and wait until it has computed its outputs; ``limit`` in seconds holds for each answer.
+
+        Another ``script`` than peers.py may answer something else first.
 
         Raises:
             WorkerError: the peer cannot compute this case.
@@ -79,7 +82,7 @@ class Worker:
             environment["OMP_WAIT_POLICY"] = case["wait_policy"]
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in kill
         self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), peer], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, str(script), peer], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self.log, env=environment, start_new_session=True, bufsize=0,
         )  # fmt: skip
         try:

@@ -74,6 +74,7 @@ def compile(
     dtype: str = "float32",
     name: str = "net",
     nan_guard: bool = False,
+    poison: bool = False,
     isa: str | None = None,
     winograd: bool = True,
     fork_us: float = FORK_US,
@@ -87,9 +88,11 @@ def compile(
     """Return the compiled module.
 
     ``outputs`` names what ``predict`` returns. With a loss the module also evaluates and trains;
-    ``metrics`` are further scalars that a step reports. ``batch`` is the largest batch. ``isa`` names the
-    instruction set that the code is laid out for (``graphc.isa``), by default that of the build's flags;
-    ``winograd=False`` forbids convolutions that round more than the direct sum (``graphc.ops.winograd``).
+    ``metrics`` are further scalars that a step reports. ``batch`` is the largest batch. ``nan_guard=True`` names the
+    kernel that first writes a NaN or Inf. ``poison=True`` fills the arena with NaNs when a call begins, and every
+    buffer again after the last kernel that uses it: results are the same, unless a kernel reads what is not alive.
+    ``isa`` names the instruction set that the code is laid out for (``graphc.isa``), by default that of the build's
+    flags; ``winograd=False`` forbids convolutions that round more than the direct sum (``graphc.ops.winograd``).
     ``fork_us`` is what waking threads costs, in microseconds: a kernel with less work runs on one thread.
     ``threads`` is what ``module.threads`` is at first. ``tune=True`` measures the variants of every distinct
     convolution and matrix product on this machine, with so many threads, and takes one that is at least 3 % faster
@@ -114,16 +117,16 @@ def compile(
         rewrites=rewrites,
     )
     _check_threads(threads)
-    cache, settings, tuner = Cache(options.cache_root()), [f"nan_guard={nan_guard}"], None
+    cache, settings, tuner = Cache(options.cache_root()), [f"nan_guard={nan_guard}", f"poison={poison}"], None
     if tune:
         store = Store(cache, machine_of(options, request.isa.name, threads, request.fork_us))
         settings.append(f"tuned for {store.digest}")
         tuner = Tuner(request, options, threads, store)
     if dump_dir is not None:
-        artifact = _make_artifact(request, nan_guard, tuner, _dumper(Path(dump_dir)))
+        artifact = _make_artifact(request, nan_guard, poison, tuner, _dumper(Path(dump_dir)))
     else:
         key = fingerprint(request, settings)
-        artifact = cached_artifact(cache, key, lambda: _make_artifact(request, nan_guard, tuner))
+        artifact = cached_artifact(cache, key, lambda: _make_artifact(request, nan_guard, poison, tuner))
     request = replace(request, choose=_chooser(artifact.manifest.get("tuned", {})))
     library = build_extension(request.name, artifact.sources, artifact.cdef, options)
     module = Module(request, artifact, library, seed)
@@ -159,7 +162,7 @@ def _checked_fork(value: float) -> float:
 
 
 def _make_artifact(
-    request: Request, nan_guard: bool, tuner: Tuner | None = None, dump: Dump | None = None
+    request: Request, nan_guard: bool, poison: bool, tuner: Tuner | None = None, dump: Dump | None = None
 ) -> Artifact:
     """Measure kernels where there is a tuner, run the pipeline and print the C."""
     tuned = {task: v.to_dict() for task, v in tuner.choices().items()} if tuner is not None else {}
@@ -167,7 +170,9 @@ def _make_artifact(
     # One kernel for every node: a fused kernel could not tell which of its nodes is at fault.
     compiled = compile_program(replace(request, apart=nan_guard), dump)
     optimizer = request.optimizer if request.loss is not None else None
-    emitted = emit_c(compiled.program, optimizer, nan_guard=nan_guard)
+    emitted = emit_c(
+        compiled.program, optimizer, nan_guard=nan_guard, poison=compiled.plans if poison else None
+    )
     if dump is not None:
         for file, text in emitted.sources.items():
             dump(f"99-{file}", partial(str, text))

@@ -75,6 +75,7 @@ def emission(
     batch: int = LARGEST,
     dtype: str = "float32",
     nan_guard: bool = False,
+    poison: bool = False,
     guarded_arena: bool = False,
     isa: str = "avx512",
 ) -> Emission:
@@ -90,10 +91,10 @@ def emission(
         isa=isa_named(isa),
         fork_us=0.0,
     )
-    program = compile_program(request).program
-    if guarded_arena:
-        program = spread(program)
-    return Emission(program, optimizer, emit_c(program, optimizer, nan_guard=nan_guard))
+    compiled = compile_program(request)
+    program = spread(compiled.program) if guarded_arena else compiled.program
+    plans = compiled.plans if poison else None
+    return Emission(program, optimizer, emit_c(program, optimizer, nan_guard=nan_guard, poison=plans))
 
 
 def spread(program: Program) -> Program:
@@ -155,7 +156,12 @@ def sample_modules(dtype: str, *, guarded: bool = False) -> tuple[Emission, ...]
 
 
 def lenet_module(
-    name: str = "lenet", *, dtype: str = "float32", guarded: bool = False, batch: int = 6
+    name: str = "lenet",
+    *,
+    dtype: str = "float32",
+    guarded: bool = False,
+    poison: bool = False,
+    batch: int = 6,
 ) -> Emission:
     """Return LeNet with batch norm and dropout, with training by momentum."""
     x, y = gc.input("x", ("N", 1, 32, 32)), gc.input("y", ("N",), dtype="int32")
@@ -169,7 +175,7 @@ def lenet_module(
         name, {"logits": logits, "probabilities": gc.softmax(logits)}, gc.losses.cross_entropy(logits, y),
         gc.SGD(lr=0.05, momentum=0.9, weight_decay=5e-4),
         metrics={"accuracy": gc.metrics.accuracy(logits, y)},
-        batch=batch, dtype=dtype, guarded_arena=guarded,
+        batch=batch, dtype=dtype, guarded_arena=guarded, poison=poison,
     )  # fmt: skip
 
 

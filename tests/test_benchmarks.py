@@ -16,15 +16,21 @@ pytest.importorskip("tqdm", reason="tqdm is not installed")
 
 import cpu
 import emitters
+import exact
 import kernels
+import memory
 import nets
 import peers
+import placement
+import resident
 import scaling
 import session
 from c_peers import lines_of_code
 from tables import add_ratios
 
 import graphc as gc
+from graphc.errors import DataError
+from graphc.memory import ArenaPlan, Interval, plan_arena
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPT = FOLDER / "cpu.py"
@@ -208,3 +214,118 @@ def test_kernels_table() -> None:
     assert "| failed | input | 16 | - | - | - | - | - |" in text
     assert "input, 2 threads: 1 of 2 reach 80 % of the peak" in text
     assert "fast" not in kernels.text(results, markdown=True, only_below=True)
+
+
+def test_memory_of_processes(tmp_path: Path) -> None:
+    """Three processes of one net, each of which takes more with the net than by its imports alone."""
+    file = tmp_path / "results.json"
+    command = [
+        sys.executable, str(FOLDER / "memory.py"), "--nets", "mlp", "--modes", "inference", "--batch", "1",
+        "--peers", "runtime", "graphc", "eager", "--threads", "1", "--json", str(file), "--markdown",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "| mlp | inference | 1 |" in done.stdout
+    (row,) = json.loads(file.read_text())["rows"]
+    found = row["peers"]
+    assert list(found) == ["runtime", "graphc", "eager"]
+    weights = 4 * (784 * 512 + 512 * 512 + 512 * 10 + 2 * 512 + 10)
+    assert weights <= found["graphc"]["weights_bytes"] < 1.01 * weights
+    for result in found.values():
+        assert result["peak_bytes"] > result["imports_bytes"] + weights
+    # The compiler is what the runtime does without.
+    assert found["runtime"]["imports_bytes"] < found["graphc"]["imports_bytes"]
+
+
+def test_memory_cases_and_peers() -> None:
+    options = memory.parse(["--nets", "lenet", "resnet18", "--batch", "4", "--threads", "1"])
+    found = memory.cases(options)
+    assert [(case["net"], case["mode"], case["batch"]) for case in found] == [
+        (net, mode, batch)
+        for net in ("lenet", "resnet18")
+        for mode, batch in (("inference", 1), ("inference", 4), ("training", 4))
+    ]
+    assert memory.peers_of(found[2], list(memory.TITLES)) == ["runtime", "graphc", "eager", "compile"]
+    assert memory.peers_of(found[0], list(memory.TITLES)) == list(memory.TITLES)
+
+
+def test_memory_table() -> None:
+    mib = memory.MIB
+    ours = {"imports_bytes": 40 * mib, "peak_bytes": 90 * mib, "kept_bytes": 10 * mib}
+    ours |= {"weights_bytes": 4 * mib, "arena_bytes": 12 * mib}
+    eager = {"imports_bytes": 200 * mib, "peak_bytes": 1300 * mib, "kept_bytes": 25 * mib}
+    row = {"net": "lenet", "mode": "training", "batch": 16, "peers": {"graphc": ours, "eager": eager}}
+    failed = {"net": "vgg16", "mode": "inference", "batch": 1, "peers": {"eager": {"left_out": "no room"}}}
+    facts = {**MACHINE, "system": "Linux", "python": "3"}
+    results = {
+        "machine": facts,
+        "setup": {"skipped": {"openvino": "not installed: openvino"}},
+        "rows": [row, failed],
+    }
+    text = memory.text(results, markdown=True)
+    assert "| lenet | training | 16 | 90 (40) | 1,300 (200) |" in text
+    assert "| vgg16 | inference | 1 | - | left out |" in text
+    assert "| lenet | training | 16 | 4.0 | 12.0 | 10.0 | 25.0 | - | 2.50 |" in text
+    assert "vgg16 inference 1: PyTorch eager left out: no room." in text
+    assert "OpenVINO skipped: not installed: openvino." in text
+
+
+def test_saved_tensors_are_counted_once() -> None:
+    """What LeNet's layers need for their gradients, at batch 2; without the images, weights and labels."""
+    activations = 6 * 28**2 + 6 * 14**2 + 16 * 10**2 + 400 + 120 + 84 + 10
+    indices = 6 * 14**2 + 16 * 5**2  # of the two maximum poolings, in int64
+    got = resident.kept({"net": "lenet", "batch": 2, "threads": 1})
+    # The sum of weights that the loss divides by is a scalar, which not every version saves.
+    assert 0 <= got - 2 * (4 * activations + 8 * indices) <= 8
+
+
+def test_files_of_instances(tmp_path: Path) -> None:
+    file = tmp_path / "half_open.csv"
+    file.write_text("size,upper,id,lower,hint\n4,3,a,0,x\n4,9,b,3,y\n")
+    assert placement.read(file).intervals == [Interval("a", 0, 3, 4), Interval("b", 3, 9, 4)]
+    file.write_text("buffer,start,end,size\na,0,2,4\nb,3,8,4\n")
+    assert placement.read(file).intervals == [Interval("a", 0, 3, 4), Interval("b", 3, 9, 4)]
+    for wrong, message in (
+        ("id,lower,size\na,0,4\n", "columns upper are missing among id, lower, size"),
+        ("id,lower,upper,size\na,0,3,many\n", "many"),
+        ("id,lower,upper,size,gaps\na,0,9,4,2-3\n", "buffer a has gaps"),
+    ):
+        file.write_text(wrong)
+        with pytest.raises(DataError, match=message):
+            placement.read(file)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cut_rectangles_are_full(seed: int) -> None:
+    """Where the pieces lay before is a plan without waste, so that the bound is the optimum."""
+    pieces, instance = placement.cut(40, seed), placement.rectangle(40, seed)
+    assert len(pieces) == len(instance.intervals) == 40
+    plan = ArenaPlan(tuple(instance.intervals), tuple(64 * piece.bottom for piece in pieces))
+    assert plan.arena_bytes == plan.lower_bound_bytes == placement.BYTES
+    assert set(plan.live_bytes) == {placement.BYTES}
+
+
+def test_placement_table() -> None:
+    row = placement.measure(placement.rectangle(8, 0), 1000, 0)
+    assert (row["buffers"], row["bound"]) == (8, placement.BYTES)
+    worse = {**row, "bound": 100, "arena": 150, "ratio": 1.5, "seconds": 0.25}
+    worse["exact"] = {"arena": 100, "proven": True, "seconds": 2.0}
+    results = {
+        "machine": {**MACHINE, "python": "3"},
+        "setup": {"effort": 7, "no_exact": "?"},
+        "rows": [worse],
+    }
+    text = placement.text(results, markdown=True)
+    assert "| cut | 8 seed 0 | 8 | 100 | 150 | 1.5000 | 0.25 | 100 | 1.0000 | yes | 2.0 |" in text
+    assert "0 of 1 plans meet the bound, the worst ratio is 1.5000." in text
+
+
+def test_exact_plans() -> None:
+    pytest.importorskip("ortools", reason="OR-Tools is not installed, an extra")
+    rows = [(4, 6, 3), (0, 1, 5), (1, 4, 1), (0, 4, 1), (5, 6, 3), (0, 3, 2), (1, 5, 4), (3, 5, 1), (5, 9, 2)]
+    intervals = [Interval(f"b{k}", *row) for k, row in enumerate(rows)]  # 9 at best, though the bound is 8
+    plan, proven = exact.plan_exactly(intervals, plan_arena(intervals, alignment=1, effort=0), 20)
+    assert (plan.arena_bytes, proven) == (9, True)
+    instance = placement.rectangle(12, 1)
+    plan, proven = exact.plan_exactly(instance.intervals, plan_arena(instance.intervals, effort=0), 20)
+    assert (plan.arena_bytes, proven) == (placement.BYTES, True)

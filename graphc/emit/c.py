@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -14,11 +15,13 @@ from graphc.emit.comments import call_text, comment_text, kernel_comment
 from graphc.emit.kernels import anchor_context, loop_context, pack_context
 from graphc.emit.movers import helper_call, helper_of
 from graphc.emit.naming import kernel_name
+from graphc.emit.poison import poison_arena, poison_dead
 from graphc.emit.prelude import helpers_for
 from graphc.emit.text import C_TYPE, SUFFIX, indent, minus, signature, statement, times
 from graphc.emit.threads import parallel_from, threads_text
 from graphc.emit.update import update_context
 from graphc.lower.names import c_name, words
+from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
 from graphc.program.ir import Buffer, Call, Entry, Kernel, Program, Space
 from graphc.types import at, shape_text
@@ -120,10 +123,13 @@ class Identifiers:
 
 
 class _Emitter:
-    def __init__(self, program: Program, optimizer: Optimizer | None, nan_guard: bool):
+    def __init__(
+        self, program: Program, optimizer: Optimizer | None, nan_guard: bool, poison: Mapping[str, ArenaPlan]
+    ):
         self.program = program
         self.optimizer = optimizer
         self.nan_guard = nan_guard
+        self.poison = poison
         self.upper = program.name.upper()
         self.real = C_TYPE[program.dtype]
         self.functions: dict[Kernel, _Function] = {}
@@ -244,7 +250,10 @@ class _Emitter:
                 break
             # The first entry point begins with the same kernels, and tells what they are.
             made["comment"] = f"as in {first.name}" if made is calls[0] else ""
-        tail = self._commit(entry, local)
+        dead = self._dead(entry, local)
+        for number, made in enumerate(calls):
+            made["dead"] = dead.get(number, [])
+        tail = self._commit(entry, local, dead)
         arguments = [(a, False) for a in entry.inputs] + [(a, True) for a in entry.outputs]
         uses_batch = entry.name != "fold"
         parameters = [f"{self.program.name}_context *context"]
@@ -271,6 +280,7 @@ class _Emitter:
             "uses_n": uses_batch and re.search(r"\bN\b", "\n".join([text, *lines, *checks])) is not None,
             "checks": block_checks + checks,
             "locals": lines,
+            "poison": poison_arena(self.program.dtype) if dead else "",
             "calls": calls,
             "tail": tail,
         }  # fmt: skip
@@ -310,6 +320,14 @@ class _Emitter:
             )
         return checks
 
+    def _dead(self, entry: Entry, local: _Locals) -> dict[int, list[str]]:
+        """Return by the number of a call what poisons the buffers that die with it; nothing without poison."""
+        if entry.name not in self.poison:
+            return {}
+        buffers = {b for call in entry.calls for b in call.buffers if b.space is Space.ARENA}
+        names = {b.name: local.name(b) for b in sorted(buffers, key=lambda b: b.name)}
+        return poison_dead(self.poison[entry.name], local.offsets, names, self.program.dtype)
+
     def _call(self, call: Call, number: int, local: _Locals) -> dict[str, object]:
         arguments = [local.name(b) for b in call.buffers]
         if helper_of(call.kernel):
@@ -322,8 +340,10 @@ class _Emitter:
             text = signature(function.name, arguments) + ";"
         guards = []
         if self.nan_guard:
+            # What a kernel leaves unwritten of its workspace is poisoned, and no result.
+            skipped = local.workspaces if self.poison else set()
             for operand, buffer in zip(call.kernel.operands, call.buffers, strict=True):
-                if operand.written and buffer.dtype == self.program.dtype:
+                if operand.written and buffer.dtype == self.program.dtype and buffer not in skipped:
                     guards.append(f"all_finite({local.name(buffer)}, {buffer.size})")
         return {
             "text": text,
@@ -332,15 +352,15 @@ class _Emitter:
             "number": number,
         }
 
-    def _commit(self, entry: Entry, local: _Locals) -> list[str]:
+    def _commit(self, entry: Entry, local: _Locals, dead: Mapping[int, list[str]]) -> list[str]:
         if entry.name != "train_step":
             return []
         lines = ["if (commit) {"]
-        for call in entry.calls[entry.commit :] if entry.commit else ():
-            made = self._call(call, 0, local)
+        for number, call in enumerate(entry.calls[entry.commit :] if entry.commit else (), entry.commit):
+            made = self._call(call, number, local)
             if helper_of(call.kernel) != "memcpy":  # a running statistic: its name says what it is
                 lines.append(f"/* {made['comment']} */")
-            lines.append(str(made["text"]))
+            lines += [str(made["text"]), *dead.get(number, [])]
         lines += ["update(context, lr);"] if self.program.update else ["(void)lr;"]
         return [*lines, "context->step++;", "}"]
 
@@ -360,6 +380,8 @@ class _Locals:
             for o, b in zip(call.kernel.operands, call.buffers, strict=True)
             if o.written
         }
+        users = Counter(b for call in entry.calls for b in set(call.buffers) if b.space is Space.ARENA)
+        self.workspaces = {b for b, calls in users.items() if calls == 1}
         for a in (*entry.inputs, *entry.outputs):
             self.names[a.buffer] = emitter.arguments[a.name]
 
@@ -399,6 +421,16 @@ def _cdef(header: str) -> str:
     return "\n".join(line for line in lines if line.strip()) + "\n"
 
 
-def emit_c(program: Program, optimizer: Optimizer | None = None, *, nan_guard: bool = False) -> Emitted:
-    """Return the C source, the header and the cffi declarations of a program."""
-    return _Emitter(program, optimizer, nan_guard).emit()
+def emit_c(
+    program: Program,
+    optimizer: Optimizer | None = None,
+    *,
+    nan_guard: bool = False,
+    poison: Mapping[str, ArenaPlan] | None = None,
+) -> Emitted:
+    """Return the C source, the header and the cffi declarations of a program.
+
+    With ``nan_guard`` an entry point stops after the kernel that wrote a NaN or Inf. ``poison`` has the plans of
+    the entry points that fill with NaNs what does not live in the arena.
+    """
+    return _Emitter(program, optimizer, nan_guard, poison or {}).emit()

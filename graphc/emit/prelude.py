@@ -85,6 +85,15 @@ static inline {T} gc_uniform_{S}(const gc_random *random, uint32_t stream, uint6
 }}
 """
 
+_POISON = """\
+/* Signalling NaNs instead of what the arena held: whoever reads it without having written it is found out. */
+static inline void gc_poison_{S}(char *arena, size_t from, size_t bytes) {{
+    const {T} word = {nan};
+    for (size_t k = 0; k < bytes / sizeof word; k++) memcpy(arena + from + k * sizeof word, &word, sizeof word);
+}}
+"""
+_SIGNALLING = {"f": ("uint32_t", "0x7fa00000u"), "d": ("uint64_t", "0x7ff4000000000000u")}
+
 _TYPES = {"f": "float", "d": "double", "i": "int32_t", "l": "int64_t"}
 
 
@@ -105,4 +114,7 @@ def helpers_for(text: str, isa: Isa) -> list[str]:
     if re.search(r"\bgc_(random|uniform_)", text):
         found.append(_RANDOM)
         found += [_UNIFORM.format(T=_TYPES[s], S=s) for s in ("f", "d") if f"gc_uniform_{s}(" in text]
+    for suffix, (word, nan) in _SIGNALLING.items():
+        if f"gc_poison_{suffix}(" in text:
+            found.append(_POISON.format(S=suffix, T=word, nan=nan))
     return found
