@@ -24,7 +24,7 @@ from typing import NamedTuple
 from graphc.lower.arena import ALIGNMENT, buffer_bytes, in_place_pairs, lifetimes, reuse_in_place
 from graphc.memory import PlanNotes
 from graphc.memory.interval import round_up
-from graphc.program.ir import Buffer, Call, LoopSpec, Space
+from graphc.program.ir import Call, LoopSpec, Space
 from graphc.rewrites import ALL, Rewrites
 
 MOST_STEPS = 200_000
@@ -140,12 +140,11 @@ class _Model:
 
     def __init__(self, calls: Sequence[Call], last: Sequence[Call], batch: int, rewrites: Rewrites):
         self.count = len(calls)
-        numbers: dict[Buffer, int] = {}
-        for call in calls:
-            for buffer in call.buffers:
-                if buffer.space is Space.ARENA:
-                    numbers.setdefault(buffer, len(numbers))
-        self.size = [round_up(buffer_bytes(b, batch), ALIGNMENT) for b in numbers]
+        # Kernels depend on each other through results outside the arena as well, which take nothing in it.
+        numbers = {b: k for k, b in enumerate(dict.fromkeys(b for call in calls for b in call.buffers))}
+        arena = [b.space is Space.ARENA for b in numbers]
+        sizes = [round_up(buffer_bytes(b, batch), ALIGNMENT) for b in numbers]
+        self.size = [size if inside else 0 for size, inside in zip(sizes, arena, strict=True)]
         self.users = [0] * len(numbers)
         self.writers = [0] * len(numbers)
         readers = [0] * len(numbers)
@@ -156,9 +155,8 @@ class _Model:
             operands = [
                 (numbers[buffer], operand.written)
                 for operand, buffer in zip(call.kernel.operands, call.buffers, strict=True)
-                if buffer in numbers
             ]
-            self.uses.append(list(dict.fromkeys(b for b, _ in operands)))
+            self.uses.append(list(dict.fromkeys(b for b, _ in operands if arena[b])))
             pairs = in_place_pairs(call, rewrites)
             self.pairs.append([(numbers[call.buffers[s]], numbers[call.buffers[o]]) for s, o in pairs])
             for b, written in operands:

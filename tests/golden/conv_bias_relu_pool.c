@@ -236,10 +236,8 @@ static void conv_conv2d(const float *restrict in, const float *restrict weight,
                         for (int64_t p = 0; p < 3; p++) {
                             const int64_t x = left / 2 + p;
                             const float pool_max = best[lane * 8 + p];
-                            const float bias_i = bias[o];
-                            const float add = pool_max + bias_i;
-                            const float relu = (add <= 0.0f ? 0.0f : add);
-                            out[n * 36 + o * 9 + y * 3 + x] = relu;
+                            const float add = pool_max + bias[o];
+                            out[n * 36 + o * 9 + y * 3 + x] = (add <= 0.0f ? 0.0f : add);
                         }
                     }
                 }

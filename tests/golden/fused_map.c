@@ -131,13 +131,8 @@ static void out_sigmoid_tanh(const float *restrict a, const float *restrict b, f
 {
     GC_PARALLEL_FOR(threads)
     for (int64_t i0 = 0; i0 < 5*N; i0++) {
-        const float a_i = a[i0];
-        const float mul = 2.0f*a_i;
         const float b_i = b[i0];
-        const float add = mul + b_i;
-        const float sigmoid = gc_sigmoidf(add);
-        const float tanh_value = gc_tanhf(b_i);
-        const float mul_2 = sigmoid*tanh_value;
+        const float mul_2 = (gc_sigmoidf((2.0f*a[i0]) + b_i))*(gc_tanhf(b_i));
         out[i0] = mul_2;
     }
 }

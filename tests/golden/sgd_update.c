@@ -191,12 +191,8 @@ static void line_matmul(const float *restrict a, const float *restrict b, const 
                     const int64_t i0 = top + p;
                     const int64_t i1 = left + q;
                     const float acc = gc_sum_lanes_f(sum[p][q]);
-                    const float bias_i = bias[0];
-                    const float add = acc + bias_i;
-                    const float y_i = y_array[i0];
-                    const float sub = add - y_i;
-                    const float square = sub*sub;
-                    out[i0 + i1] = square;
+                    const float sub = (acc + bias[0]) - y_array[i0];
+                    out[i0 + i1] = sub*sub;
                 }
             }
         }
@@ -215,14 +211,11 @@ static void loss_sum(const float *restrict square, float *restrict out, const in
         const int64_t width = N - base_1 < GC_LANES ? N - base_1 : GC_LANES;
         for (int64_t lane = 0; lane < width; lane++) {
             const int64_t i0 = base_1 + lane;
-            const float square_i = square[i0];
-            sum_value_lanes[lane] += square_i;
+            sum_value_lanes[lane] += square[i0];
         }
     }
     const float sum_value = gc_sum_lanes_f(sum_value_lanes);
-    const float extent = (float)(N);
-    const float div = sum_value/extent;
-    out[0] = div;
+    out[0] = sum_value/((float)(N));
 }
 
 /* line_matmul_2
@@ -261,15 +254,9 @@ static void line_matmul_2(const float *restrict a, const float *restrict b, cons
                     const int64_t i0 = top + p;
                     const int64_t i1 = left + q;
                     const float acc = gc_sum_lanes_f(sum[p][q]);
-                    const float bias_i = bias[0];
-                    const float add = acc + bias_i;
-                    const float y_i = y_array[i0];
-                    const float sub = add - y_i;
-                    const float extent = (float)(N);
-                    const float div_backward = 1.0f/extent;
-                    const float square_backward = 2.0f*div_backward*sub;
+                    const float sub = (acc + bias[0]) - y_array[i0];
                     out[i0 + i1] = sub;
-                    out1[i0 + i1] = square_backward;
+                    out1[i0 + i1] = 2.0f*(1.0f/((float)(N)))*sub;
                 }
             }
         }
@@ -289,14 +276,30 @@ static void loss_sum_2(const float *restrict sub, float *restrict out, const int
         for (int64_t lane = 0; lane < width; lane++) {
             const int64_t i0 = base_1 + lane;
             const float sub_i = sub[i0];
-            const float square = sub_i*sub_i;
-            sum_value_lanes[lane] += square;
+            sum_value_lanes[lane] += sub_i*sub_i;
         }
     }
     const float sum_value = gc_sum_lanes_f(sum_value_lanes);
-    const float extent = (float)(N);
-    const float div = sum_value/extent;
-    out[0] = div;
+    out[0] = sum_value/((float)(N));
+}
+
+/* line_bias_grad
+ * out = 2*(1/N)*sum(sub over i0)
+ * from sum, mul, at test_emitted_golden.py
+ * sub: float (N, 1); out: float (1, 1), written; 4*N FLOP, (4*N + 4) bytes, used by train_step
+ */
+static void line_bias_grad(const float *restrict sub, float *restrict out, const int64_t N)
+{
+    float sum_value_lanes[GC_LANES] = {0};
+    for (int64_t base_1 = 0; base_1 < N; base_1 += GC_LANES) {
+        const int64_t width = N - base_1 < GC_LANES ? N - base_1 : GC_LANES;
+        for (int64_t lane = 0; lane < width; lane++) {
+            const int64_t i0 = base_1 + lane;
+            sum_value_lanes[lane] += sub[i0];
+        }
+    }
+    const float sum_value = gc_sum_lanes_f(sum_value_lanes);
+    out[0] = 2.0f*(1.0f/((float)(N)))*sum_value;
 }
 
 /* line_weight_grad
@@ -332,29 +335,6 @@ static void line_weight_grad(const float *restrict a, const float *restrict b, f
             }
         }
     }
-}
-
-/* line_bias_grad
- * out = 2*(1/N)*sum(sub over i0)
- * from sum, mul, at test_emitted_golden.py
- * sub: float (N, 1); out: float (1, 1), written; 4*N FLOP, (4*N + 4) bytes, used by train_step
- */
-static void line_bias_grad(const float *restrict sub, float *restrict out, const int64_t N)
-{
-    float sum_value_lanes[GC_LANES] = {0};
-    for (int64_t base_1 = 0; base_1 < N; base_1 += GC_LANES) {
-        const int64_t width = N - base_1 < GC_LANES ? N - base_1 : GC_LANES;
-        for (int64_t lane = 0; lane < width; lane++) {
-            const int64_t i0 = base_1 + lane;
-            const float sub_i = sub[i0];
-            sum_value_lanes[lane] += sub_i;
-        }
-    }
-    const float sum_value = gc_sum_lanes_f(sum_value_lanes);
-    const float extent = (float)(N);
-    const float div_backward = 1.0f/extent;
-    const float mul = 2.0f*div_backward*sum_value;
-    out[0] = mul;
 }
 
 struct sgd_update_context {
@@ -528,23 +508,23 @@ int sgd_update_train_step(sgd_update_context *context, int64_t batch, const floa
     char *const arena = memory->arena;
     const float *const line_weight = memory->params; /* 3 */
     const float *const line_bias = memory->params + 16; /* 1 */
-    float *const sub = (float *)(arena + 0); /* N */
-    float *const square_backward = (float *)(arena + 64); /* N */
-    float *const x_2 = (float *)(arena + 128); /* 8*N */
-    float *const grad_line_weight = memory->grads; /* 3 */
+    float *const sub = (float *)(arena + 64); /* N */
+    float *const square_backward = (float *)(arena + 0); /* N */
     float *const grad_line_bias = memory->grads + 16; /* 1 */
+    float *const x_2 = (float *)(arena + 64); /* 8*N */
+    float *const grad_line_weight = memory->grads; /* 3 */
     const int threads = context->threads;
 
     /* line (matmul), add, sub, square_backward, at test_emitted_golden.py, test_emitted_golden.py */
     line_matmul_2(x, line_weight, line_bias, y, sub, square_backward, N, threads);
     /* square, sum, div, at test_emitted_golden.py */
     loss_sum_2(sub, loss, N);
+    /* sum, mul, at test_emitted_golden.py */
+    line_bias_grad(sub, grad_line_bias, N);
     /* x (pack), at test_emitted_golden.py */
     gc_pack8_f(x_2, x, 3, 1, 1, 0, N, 3, threads);
     /* matmul, at test_emitted_golden.py */
     line_weight_grad(square_backward, x_2, grad_line_weight, N, threads);
-    /* sum, mul, at test_emitted_golden.py */
-    line_bias_grad(sub, grad_line_bias, N);
     if (commit) {
         update(context, lr);
         context->step++;

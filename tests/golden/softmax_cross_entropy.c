@@ -145,25 +145,16 @@ static void probabilities_max_exp_sum_log(const float *restrict logits, const in
         float sum_value = 0.0f;
         float sum_value_2 = 0.0f;
         for (int64_t i1 = 0; i1 < 10; i1++) {
-            const float logits_i_2 = logits[i0 * 10 + i1];
-            const float sub = logits_i_2 - max;
-            const float exp_value = gc_expf(sub);
+            const float sub = logits[i0 * 10 + i1] - max;
             const int32_t iota = i1;
-            const int32_t labels_i = labels[i0];
-            const uint8_t equal = (iota == labels_i);
+            const uint8_t equal = (iota == labels[i0]);
             const float where = ((int32_t)equal != 0 ? sub : 0.0f);
-            sum_value += exp_value;
+            sum_value += gc_expf(sub);
             sum_value_2 += where;
         }
-        const float log_value = gc_logf(sum_value);
-        const float sub_2 = log_value - sum_value_2;
-        out1[i0] = sub_2;
+        out1[i0] = (gc_logf(sum_value)) - sum_value_2;
         for (int64_t i1 = 0; i1 < 10; i1++) {
-            const float logits_i_3 = logits[i0 * 10 + i1];
-            const float sub_3 = logits_i_3 - max;
-            const float exp_value_2 = gc_expf(sub_3);
-            const float div = exp_value_2/sum_value;
-            out[i0 * 10 + i1] = div;
+            out[i0 * 10 + i1] = (gc_expf(logits[i0 * 10 + i1] - max))/sum_value;
         }
     }
 }
