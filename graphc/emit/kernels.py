@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from graphc.emit.packed import flat_pixels, packed_facts
+from graphc.emit.pooled import pooled_facts
 from graphc.emit.pooling import pool_facts
 from graphc.emit.text import C_TYPE, SUFFIX, BodyText, extent, linear, literal
 from graphc.emit.winograd import winograd_facts
@@ -172,7 +173,7 @@ class EpilogueText:
     def __init__(self, kernel: Kernel, epilogue: Epilogue):
         """Print the epilogue with the loop variables that the template uses."""
         body = BodyText(kernel.operands, epilogue.axes)
-        self.pool = epilogue.pool
+        self.pool = epilogue.pool.kernel if epilogue.pool else None
         self.pooled_value = epilogue.pooled_value
         before = [body.statement(s) for s in epilogue.statements]
         after = [body.statement(s) for s in epilogue.after]
@@ -233,6 +234,7 @@ def anchor_context(kernel: Kernel, batch: int) -> dict[str, Any]:
         values |= packed_facts(kernel, batch)
     if kernel.template.startswith("winograd_"):
         values |= winograd_facts(kernel.template, spec)
+    values["pooled"] = pooled_facts(kernel)
     if kernel.template == "matmul":
         values |= _matmul_tiles(spec)
     values = {k: extent(v) if isinstance(v, Extent) else v for k, v in values.items()}

@@ -71,7 +71,7 @@ def _band(spec: PackedMatMulSpec, tile: int, column_bytes: int) -> int:
 def _convolution_tile(kernel: Kernel, images: int) -> dict[str, Any]:
     """Divide a row of the output (or of pooling windows) into equal tiles, and the work into tasks."""
     spec, pool = kernel.spec, kernel.epilogue.pool if kernel.epilogue is not None else None
-    rows, step = pool or (1, 1)
+    rows, step = pool.kernel if pool else (1, 1)
     width = spec.ow // step * step
     # A tile is turned from pixels of all channels to channels of all pixels, 8 of them (or 8 windows) at a time.
     largest = max(step, min(spec.sums // rows, 8 * step) // step * step)

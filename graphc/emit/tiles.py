@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from graphc.emit import winograd
+from graphc.emit.pooled import pooling_helper
 from graphc.isa import Isa
 
 _TYPES = {"f": "float", "d": "double", "i": "int32_t", "l": "int64_t", "b": "uint8_t"}
@@ -368,6 +369,9 @@ def _tile_macro(kind: str, count: int, isa: Isa) -> str:
     return "\n".join([comment, " \\\n    ".join([define, "; \\\n    ".join(lines[1:])])]) + "\n"
 
 
+_POOLING = re.compile(r"\bgc_pool(_index)?(\d+)x(\d+)_(\d+)_([fd])\b")
+
+
 def _used(text: str, name: str) -> list[tuple[int, str]]:
     """Return the lanes and the type of every helper of that name that the text calls."""
     return sorted({(int(n), s) for n, s in re.findall(rf"\b{name}(\d+)_([fd])\b", text)})
@@ -382,7 +386,7 @@ def tile_helpers(text: str, isa: Isa) -> list[str]:
     results = _used(text, "gc_winograd_result")
     # What a helper calls is used too, though the text does not say so.
     text += "".join(f" gc_columns{n}_{s}" for n, s in packs + strips)
-    text += "".join(f" gc_transpose{n}_{s}" for n, s in results)
+    text += "".join(f" gc_transpose{n}_{s} gc_winograd_pixels{n}_{s}" for n, s in results)
     turned, columns = _used(text, "gc_transpose"), _used(text, "gc_columns")
     text += "".join(f" gc_vec{n}_{s}" for n, s in turned + columns)
     text += "".join(f" gc_vec8_{s}" for n, s in columns if min(n, isa.register_bytes // _BYTES[s]) > 8)
@@ -395,6 +399,10 @@ def tile_helpers(text: str, isa: Isa) -> list[str]:
             found += [
                 definition.format(lanes=n, S=s, T=_TYPES[s]) for n, s in _used(text, f"gc_winograd_{name}")
             ]
+        found += [
+            pooling_helper((int(kh), int(kw)), int(n), s, _TYPES[s], bool(index))
+            for index, kh, kw, n, s in sorted(set(_POOLING.findall(text)))
+        ]
         found += [_STORED] if "GC_STORED(" in text or isa.name in _SETTLED else []
         tiles = set(re.findall(r"\bGC_(ZERO|FETCH|MADDS|STORE)_(\d+)\b", text))
         found += [
