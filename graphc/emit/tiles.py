@@ -169,13 +169,21 @@ static inline void gc_bordered_{S}(
     {T} *tile, int64_t channels, int64_t rows, int64_t columns, int64_t top, int64_t left, const {T} *image,
     int64_t height, int64_t width, int64_t count, int64_t rows_apart, int64_t apart)
 {{
-    memset(tile, 0, (size_t)(channels * rows * columns) * sizeof *tile);
+    const int whole = columns < 64 || apart > 1; /* zeros everywhere first: in short rows that costs less */
+    if (whole) memset(tile, 0, (size_t)(channels * rows * columns) * sizeof *tile);
     for (int64_t c = 0; c < channels; c++) {{
         for (int64_t r = 0; r < rows; r++) {{
             const int64_t y = (top + r) / rows_apart;
-            if (top + r < 0 || y >= height || y * rows_apart != top + r) continue;
-            {T} *const to = tile + (c * rows + r) * columns + left;
+            {T} *const line = tile + (c * rows + r) * columns, *const to = line + left;
+            if (top + r < 0 || y >= height || y * rows_apart != top + r) {{
+                if (!whole) memset(line, 0, (size_t)columns * sizeof *line);
+                continue;
+            }}
             const {T} *const from = image + (c * height + y) * width;
+            if (!whole) {{
+                for (int64_t x = 0; x < left; x++) line[x] = 0;
+                for (int64_t x = left + count; x < columns; x++) line[x] = 0;
+            }}
             if (apart == 1) memcpy(to, from, (size_t)count * sizeof *tile);
             else
                 for (int64_t x = 0; x < count; x++) to[x * apart] = from[x];

@@ -150,14 +150,15 @@ static inline void gc_pool2x2_8_f(
         GC_SIMD
         for (int64_t lane = 0; lane < 8; lane++) {
             const int64_t p = x * step + lane;
-            float most = row0[p];
+            const float v0 = row0[p];
             const float v1 = row0[p + 8];
-            most = ((v1 > most) | (v1 != v1)) ? v1 : most;
             const float v2 = row1[p];
-            most = ((v2 > most) | (v2 != v2)) ? v2 : most;
             const float v3 = row1[p + 8];
-            most = ((v3 > most) | (v3 != v3)) ? v3 : most;
-            best[x * 8 + lane] = most;
+            float most = v0;
+            most = v1 > most ? v1 : most;
+            most = v2 > most ? v2 : most;
+            most = v3 > most ? v3 : most;
+            best[x * 8 + lane] = (isunordered(v0, v1) | isunordered(v2, v3)) ? (float)NAN : most;
         }
     }
 }
