@@ -88,7 +88,8 @@ _HEAD = """\
 /* The maxima of `count` windows of {kh} x {kw} pixels, `step` apart, whose rows begin at the pointers. A pixel is a
  * vector of {lanes} channels. NaN counts as the largest number{more}. */
 static inline void gc_pool{name}{kh}x{kw}_{lanes}_{S}(
-    {parameters}, int64_t step, int64_t count)
+    {parameters},
+    int64_t step, int64_t count)
 {{
     for (int64_t x = 0; x < count; x++) {{
         GC_SIMD
@@ -107,12 +108,12 @@ def pooling_helper(kernel: tuple[int, int], lanes: int, suffix: str, ctype: str,
     Comparisons with NaN are false, so that NaN is looked for apart, in two pixels at once where no tap is wanted.
     """
     rows, columns = kernel
-    places = [(i, j * lanes) for i in range(rows) for j in range(columns)]
-    values = [f"v{k}" for k in range(len(places))]
-    lines = [
-        f"const {ctype} {v} = row{i}[p{f' + {step}' if step else ''}];"
-        for v, (i, step) in zip(values, places, strict=True)
-    ]
+    values = [f"v{k}" for k in range(rows * columns)]
+    lines = []
+    for i in range(rows):
+        places = [f"p + {j * lanes}" if j else "p" for j in range(columns)]
+        read = zip(values[i * columns :], places, strict=False)
+        lines.append(f"const {ctype} {', '.join(f'{v} = row{i}[{place}]' for v, place in read)};")
     lines.append(f"{ctype} most = v0{', tap = 0' if index else ''};")
     if index:
         for k, v in list(enumerate(values))[1:]:
@@ -124,11 +125,16 @@ def pooling_helper(kernel: tuple[int, int], lanes: int, suffix: str, ctype: str,
     else:
         lines += [f"most = {v} > most ? {v} : most;" for v in values[1:]]
         pairs = zip(values[::2], [*values[1::2], *values[-1:]], strict=False)
-        found = " | ".join(f"isunordered({v}, {w})" for v, w in pairs)
-        lines.append(f"best[x * {lanes} + lane] = ({found}) ? ({ctype})NAN : most;")
+        found = [f"isunordered({v}, {w})" for v, w in pairs]
+        lines += [
+            f"{'wrong |=' if k else 'int wrong ='} {' | '.join(found[k : k + 3])};"
+            for k in range(0, len(found), 3)
+        ]
+        lines.append(f"best[x * {lanes} + lane] = wrong ? ({ctype})NAN : most;")
     parameters = [f"{ctype} *restrict {name}" for name in (("best", "at") if index else ("best",))]
     parameters += [f"const {ctype} *row{i}" for i in range(rows)]
     return _HEAD.format(
-        kh=rows, kw=columns, lanes=lanes, S=suffix, name="_index" if index else "", parameters=", ".join(parameters),
-        more=", and the first of several counts" if index else "", body="\n".join(" " * 12 + line for line in lines),
+        kh=rows, kw=columns, lanes=lanes, S=suffix, name="_index" if index else "",
+        parameters=", ".join(parameters), more=", and the first of several counts" if index else "",
+        body="\n".join(" " * 12 + line for line in lines),
     )  # fmt: skip

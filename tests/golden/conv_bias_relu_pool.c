@@ -144,21 +144,21 @@ static inline void gc_pack8_f(
 /* The maxima of `count` windows of 2 x 2 pixels, `step` apart, whose rows begin at the pointers. A pixel is a
  * vector of 8 channels. NaN counts as the largest number. */
 static inline void gc_pool2x2_8_f(
-    float *restrict best, const float *row0, const float *row1, int64_t step, int64_t count)
+    float *restrict best, const float *row0, const float *row1,
+    int64_t step, int64_t count)
 {
     for (int64_t x = 0; x < count; x++) {
         GC_SIMD
         for (int64_t lane = 0; lane < 8; lane++) {
             const int64_t p = x * step + lane;
-            const float v0 = row0[p];
-            const float v1 = row0[p + 8];
-            const float v2 = row1[p];
-            const float v3 = row1[p + 8];
+            const float v0 = row0[p], v1 = row0[p + 8];
+            const float v2 = row1[p], v3 = row1[p + 8];
             float most = v0;
             most = v1 > most ? v1 : most;
             most = v2 > most ? v2 : most;
             most = v3 > most ? v3 : most;
-            best[x * 8 + lane] = (isunordered(v0, v1) | isunordered(v2, v3)) ? (float)NAN : most;
+            int wrong = isunordered(v0, v1) | isunordered(v2, v3);
+            best[x * 8 + lane] = wrong ? (float)NAN : most;
         }
     }
 }
