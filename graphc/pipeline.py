@@ -340,7 +340,9 @@ class Builder:
         """Build an entry point that computes outputs in inference mode."""
         special = specialise(outputs, training=False)
         simple = simplify(special.outputs)
-        scaled = simplify(fold_scales(simple))
+        scaled = pool_before_activation(
+            simplify(fold_scales(simple))
+        )  # a batch norm only adds to channels now
         called, fixed = hoist_fixed(simplify(pack(scaled, self.layouts)), first=len(self.folded))
         renumbered = self._register_folded(called, fixed)
         self._show(name, renumbered)

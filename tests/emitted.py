@@ -190,6 +190,18 @@ def winograd_module(name: str = "tiles", *, dtype: str = "float32", guarded: boo
     )  # fmt: skip
 
 
+def pooled_module(name: str = "pooled", *, dtype: str = "float32", guarded: bool = False) -> Emission:
+    """Return convolutions whose kernels walk down the windows that they pool; Winograd's, where float32 allows it."""
+    x = gc.input("x", ("N", 3, 53, 57))
+    h = gc.relu(gc.nn.conv2d(x, 35, kernel=7, stride=2, padding=3, name="conv1"))
+    h = gc.relu(gc.nn.conv2d(gc.nn.max_pool2d(h, 3, 2, 1), 33, kernel=3, padding=1, name="conv2"))
+    h = gc.nn.conv2d(gc.nn.max_pool2d(h, 3, 2, ceil_mode=True), 17, kernel=5, padding=2, name="conv3")
+    h = gc.nn.max_pool2d(gc.relu(h), 3, 2)
+    return emission(
+        name, {"h": gc.mean(h, (2, 3))}, gc.mean(h * h), gc.SGD(lr=0.01), batch=6, dtype=dtype, guarded_arena=guarded
+    )  # fmt: skip
+
+
 def compile_objects(
     compiler: str, paths: Sequence[Path], flags: Sequence[str], jobs: int = 2
 ) -> list[tuple[Path, str]]:
@@ -447,5 +459,5 @@ def _is_spread(p: Program, entry: Entry) -> bool:
 
 __all__ = [
     "COMPILERS", "GUARD", "STRICT", "Emission", "arena_buffers", "compile_objects", "driver", "emission",
-    "lenet_module", "make_inputs", "sample_modules", "spread", "winograd_module",
+    "lenet_module", "make_inputs", "pooled_module", "sample_modules", "spread", "winograd_module",
 ]  # fmt: skip

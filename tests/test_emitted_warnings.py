@@ -13,6 +13,7 @@ from emitted import (
     compile_objects,
     emission,
     lenet_module,
+    pooled_module,
     sample_modules,
     winograd_module,
 )
@@ -25,7 +26,8 @@ OPTIMISED = ("-O2", "-ffp-contract=off")
 
 
 def assert_no_warnings(compiler: str, dtype: DType, flags: tuple[str, ...], folder: Path) -> None:
-    modules = [*sample_modules(dtype), lenet_module(dtype=dtype), winograd_module(dtype=dtype)]
+    nets = [make(dtype=dtype) for make in (lenet_module, winograd_module, pooled_module)]
+    modules = [*sample_modules(dtype), *nets]
     failed = compile_objects(
         compiler, [path for m in modules for path in m.write(folder)], (*STRICT, *OPTIMISED, *flags)
     )

@@ -333,6 +333,8 @@ TASKS = [
     conv_task(16, 48, 10, 3, trained=True),
     conv_task(64, 80, 14, 1),
     conv_task(6, 20, 12, 5, pools=(MaxPool2d(PoolGeometry((2, 2), (2, 2), (0, 0), (1, 1), (6, 6))),)),
+    conv_task(40, 36, 16, 3, pools=(MaxPool2d(PoolGeometry((3, 3), (2, 2), (1, 1), (1, 1), (8, 8))),)),
+    conv_task(5, 36, 12, 5, pools=(MaxPool2d(PoolGeometry((3, 3), (2, 2), (0, 0), (1, 1), (5, 5))),)),
     task_of(
         Conv2dBackwardWeight(ConvGeometry((2, 2), ((1, 1), (1, 1))), (40, 12, 3, 3)), (N, 12, 9, 9), (N, 40, 5, 5)
     ),

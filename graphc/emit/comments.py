@@ -84,8 +84,9 @@ def _formulas(kernel: Kernel) -> list[str]:
     book = _Formulas(kernel)
     book.read(kernel.epilogue.statements)
     if kernel.epilogue.pool:
-        rows, columns = kernel.epilogue.pool
-        window = f"over each {rows} x {columns} window"
+        (rows, columns), (down, right) = kernel.epilogue.pool.kernel, kernel.epilogue.pool.stride
+        apart = "" if (rows, columns) == (down, right) else f", {down} x {right} apart"
+        window = f"over each {rows} x {columns} window{apart}"
         book.define("pool_max", f"max({{}} {window})", [kernel.epilogue.pooled_value])
         book.define("pool_index", f"argmax({{}} {window})", [kernel.epilogue.pooled_value])
     book.read(kernel.epilogue.after)

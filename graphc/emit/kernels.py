@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from graphc.emit.packed import flat_pixels, packed_facts
+from graphc.emit.pooled import pooled_facts
 from graphc.emit.pooling import pool_facts
 from graphc.emit.text import C_TYPE, SUFFIX, BodyText, extent, linear, literal
 from graphc.emit.winograd import winograd_facts
@@ -194,7 +195,7 @@ class EpilogueText:
         uses = _uses((*epilogue.statements, *epilogue.after))
         uses.update([*(s.value for s in epilogue.stores), epilogue.pooled_value])
         body = BodyText(kernel.operands, epilogue.axes, uses=uses)
-        self.pool = epilogue.pool
+        self.pool = epilogue.pool.kernel if epilogue.pool else None
         self.pooled_value = epilogue.pooled_value
         before, stores, _ = body.block(epilogue.statements, () if self.pool else epilogue.stores)
         after, pooled_stores, _ = body.block(epilogue.after, epilogue.stores if self.pool else ())
@@ -254,6 +255,7 @@ def anchor_context(kernel: Kernel, batch: int) -> dict[str, Any]:
         values |= packed_facts(kernel, batch)
     if kernel.template.startswith("winograd_"):
         values |= winograd_facts(kernel.template, spec)
+    values["pooled"] = pooled_facts(kernel)
     if kernel.template == "matmul":
         values |= _matmul_tiles(spec)
     values = {k: extent(v) if isinstance(v, Extent) else v for k, v in values.items()}

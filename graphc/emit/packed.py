@@ -8,6 +8,8 @@ from typing import Any
 
 from graphc.emit.text import extent
 from graphc.ops.packed import Border, PackedConvSpec, PackedMatMulSpec, tap_channels, tap_rows
+from graphc.ops.pool2d import PoolGeometry
+from graphc.ops.pooled import pools_register_tiles, walk
 from graphc.program.ir import Kernel
 from graphc.types import ITEMSIZE, at
 
@@ -19,6 +21,7 @@ _MANY_ZEROS = 1 / 8  # of all multiply-adds, to be worth skipping
 _BAND, _BAND_BYTES = 64, 2**18  # rows of a transposed factor that are copied at a time
 _TASKS = 16  # at the least, where there is as much work, so that one slow core does not delay all
 _COPIES = 8  # tasks of a convolution that fill a tile each, at the largest batch
+_UNTURNED = 16  # pixels of a tile whose sums stay in vectors of channels
 _FEWEST = 4  # of them at a batch of one
 
 
@@ -71,13 +74,17 @@ def _band(spec: PackedMatMulSpec, tile: int, column_bytes: int) -> int:
 def _convolution_tile(kernel: Kernel, images: int) -> dict[str, Any]:
     """Divide a row of the output (or of pooling windows) into equal tiles, and the work into tasks."""
     spec, pool = kernel.spec, kernel.epilogue.pool if kernel.epilogue is not None else None
-    rows, step = pool or (1, 1)
-    width = spec.ow // step * step
-    # A tile is turned from pixels of all channels to channels of all pixels, 8 of them (or 8 windows) at a time.
-    largest = max(step, min(spec.sums // rows, 8 * step) // step * step)
-    whole = [t for t in range(largest, largest // 2, -step) if t % step == 0 and width % t == 0]
-    tile = whole[0] if whole else -(-width // -(-width // largest) // step) * step
-    used, blocks = spec.oh // rows * rows, -(-spec.o // spec.lanes)
+    blocks = -(-spec.o // spec.lanes)
+    if pool is None or pools_register_tiles(pool, (spec.n, spec.o, spec.oh, spec.ow)):
+        rows, step = pool.kernel if pool else (1, 1)
+        width, used = spec.ow // step * step, spec.oh // rows * rows
+        # A tile is turned from pixels of all channels to channels of all pixels, 8 (or 8 windows) at a time.
+        tile = _equal(width, max(step, min(spec.sums // rows, 8 * step) // step * step), step)
+        tasks = _image_tile(spec, rows, used, blocks, tile, images)
+    else:
+        rows, width = 1, min(spec.ow, pool.inside[1])
+        tile = _equal(width, min(spec.sums, _UNTURNED))
+        used, tasks = 0, _walk(spec, pool, blocks, images)
     return {
         "tile": tile,
         "tiles": width // tile,
@@ -88,8 +95,29 @@ def _convolution_tile(kernel: Kernel, images: int) -> dict[str, Any]:
         "padded": None,
         "skips": _skips(spec, rows),
         "bands": 1,
-        **_image_tile(spec, rows, used, blocks, tile, images),
+        "walk": None,
+        **tasks,
     }
+
+
+def _equal(width: int, largest: int, step: int = 1) -> int:
+    """Return the width of the tiles of a row: as equal as can be, multiples of the step."""
+    whole = [t for t in range(largest, largest // 2, -step) if t % step == 0 and width % t == 0]
+    return whole[0] if whole else -(-width // -(-width // largest) // step) * step
+
+
+def _walk(spec: PackedConvSpec, g: PoolGeometry, blocks: int, images: int) -> dict[str, Any]:
+    """Return how tasks walk down the windows, and what they copy of the image at a step."""
+    steps = walk(spec, g)
+    assert steps is not None
+    rows = (steps.rows - 1) * g.stride[0] + g.kernel[0]
+    padded = None
+    copied = spec.c >= _MANY_CHANNELS and spec.tile_bytes(rows) <= _tile_limit(spec)
+    groups = {"together": 1, "groups": blocks}
+    if spec.border or copied:
+        padded = border_facts(spec.border, spec.h, spec.w, *spec.tile_extents(rows))
+        groups = _groups(spec, blocks, steps.parts, images)
+    return {"walk": SimpleNamespace(**vars(steps), height=rows), "padded": padded, **groups}
 
 
 def _skips(spec: PackedConvSpec, rows: int) -> SimpleNamespace | None:

@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from graphc.emit import winograd
+from graphc.emit.pooled import pooling_helper
 from graphc.isa import Isa
 
 _TYPES = {"f": "float", "d": "double", "i": "int32_t", "l": "int64_t", "b": "uint8_t"}
@@ -168,13 +169,21 @@ static inline void gc_bordered_{S}(
     {T} *tile, int64_t channels, int64_t rows, int64_t columns, int64_t top, int64_t left, const {T} *image,
     int64_t height, int64_t width, int64_t count, int64_t rows_apart, int64_t apart)
 {{
-    memset(tile, 0, (size_t)(channels * rows * columns) * sizeof *tile);
+    const int whole = columns < 64 || apart > 1; /* zeros everywhere first: in short rows that costs less */
+    if (whole) memset(tile, 0, (size_t)(channels * rows * columns) * sizeof *tile);
     for (int64_t c = 0; c < channels; c++) {{
         for (int64_t r = 0; r < rows; r++) {{
             const int64_t y = (top + r) / rows_apart;
-            if (top + r < 0 || y >= height || y * rows_apart != top + r) continue;
-            {T} *const to = tile + (c * rows + r) * columns + left;
+            {T} *const line = tile + (c * rows + r) * columns, *const to = line + left;
+            if (top + r < 0 || y >= height || y * rows_apart != top + r) {{
+                if (!whole) memset(line, 0, (size_t)columns * sizeof *line);
+                continue;
+            }}
             const {T} *const from = image + (c * height + y) * width;
+            if (!whole) {{
+                for (int64_t x = 0; x < left; x++) line[x] = 0;
+                for (int64_t x = left + count; x < columns; x++) line[x] = 0;
+            }}
             if (apart == 1) memcpy(to, from, (size_t)count * sizeof *tile);
             else
                 for (int64_t x = 0; x < count; x++) to[x * apart] = from[x];
@@ -368,6 +377,9 @@ def _tile_macro(kind: str, count: int, isa: Isa) -> str:
     return "\n".join([comment, " \\\n    ".join([define, "; \\\n    ".join(lines[1:])])]) + "\n"
 
 
+_POOLING = re.compile(r"\bgc_pool(_index)?(\d+)x(\d+)_(\d+)_([fd])\b")
+
+
 def _used(text: str, name: str) -> list[tuple[int, str]]:
     """Return the lanes and the type of every helper of that name that the text calls."""
     return sorted({(int(n), s) for n, s in re.findall(rf"\b{name}(\d+)_([fd])\b", text)})
@@ -382,7 +394,7 @@ def tile_helpers(text: str, isa: Isa) -> list[str]:
     results = _used(text, "gc_winograd_result")
     # What a helper calls is used too, though the text does not say so.
     text += "".join(f" gc_columns{n}_{s}" for n, s in packs + strips)
-    text += "".join(f" gc_transpose{n}_{s}" for n, s in results)
+    text += "".join(f" gc_transpose{n}_{s} gc_winograd_pixels{n}_{s}" for n, s in results)
     turned, columns = _used(text, "gc_transpose"), _used(text, "gc_columns")
     text += "".join(f" gc_vec{n}_{s}" for n, s in turned + columns)
     text += "".join(f" gc_vec8_{s}" for n, s in columns if min(n, isa.register_bytes // _BYTES[s]) > 8)
@@ -395,6 +407,10 @@ def tile_helpers(text: str, isa: Isa) -> list[str]:
             found += [
                 definition.format(lanes=n, S=s, T=_TYPES[s]) for n, s in _used(text, f"gc_winograd_{name}")
             ]
+        found += [
+            pooling_helper((int(kh), int(kw)), int(n), s, _TYPES[s], bool(index))
+            for index, kh, kw, n, s in sorted(set(_POOLING.findall(text)))
+        ]
         found += [_STORED] if "GC_STORED(" in text or isa.name in _SETTLED else []
         tiles = set(re.findall(r"\bGC_(ZERO|FETCH|MADDS|STORE)_(\d+)\b", text))
         found += [

@@ -148,9 +148,9 @@ static inline void gc_winograd_points{lanes}_{S}(
 }}
 """
 
-RESULT = """\
-/* A^T * m * A of one tile for {lanes} channels: 16 pixels, first two rows of the tile, then two, by channel. */
-static inline void gc_winograd_result{lanes}_{S}({T} *restrict y, const {T} *restrict m, int64_t step) {{
+PIXELS = """\
+/* A^T * m * A of one tile for {lanes} channels: 4 rows, `row` apart, of 4 pixels, each a vector of channels. */
+static inline void gc_winograd_pixels{lanes}_{S}({T} *restrict y, int64_t row, const {T} *restrict m, int64_t step) {{
     {T} h[24 * {lanes}];
     for (int64_t j = 0; j < 6; j++) {{
         for (int64_t lane = 0; lane < {lanes}; lane++) {{
@@ -168,12 +168,20 @@ static inline void gc_winograd_result{lanes}_{S}({T} *restrict y, const {T} *res
             const {T} *const p = h + i * 6 * {lanes} + lane;
             const {T} a = p[{lanes}] + p[2 * {lanes}], b = p[{lanes}] - p[2 * {lanes}];
             const {T} c = p[3 * {lanes}] + p[4 * {lanes}], e = p[3 * {lanes}] - p[4 * {lanes}];
-            y[i * 4 * {lanes} + lane] = p[0] + a + c;
-            y[(i * 4 + 1) * {lanes} + lane] = b + 2 * e;
-            y[(i * 4 + 2) * {lanes} + lane] = a + 4 * c;
-            y[(i * 4 + 3) * {lanes} + lane] = b + 8 * e + p[5 * {lanes}];
+            {T} *const to = y + i * row + lane;
+            to[0] = p[0] + a + c;
+            to[{lanes}] = b + 2 * e;
+            to[2 * {lanes}] = a + 4 * c;
+            to[3 * {lanes}] = b + 8 * e + p[5 * {lanes}];
         }}
     }}
+}}
+"""
+
+RESULT = """\
+/* The same, turned: 16 pixels, first two rows of the tile, then two, by channel. */
+static inline void gc_winograd_result{lanes}_{S}({T} *restrict y, const {T} *restrict m, int64_t step) {{
+    gc_winograd_pixels{lanes}_{S}(y, 4 * {lanes}, m, step);
     gc_transpose{lanes}_{S}(y);
     gc_transpose{lanes}_{S}(y + 8 * {lanes});
 }}
@@ -245,6 +253,6 @@ static inline void gc_winograd_taps{lanes}_{S}({T} *restrict taps, const {T} *re
 """
 
 BY_LANES = {
-    "weights": WEIGHTS, "strip": STRIP, "rows": ROWS, "points": POINTS, "result": RESULT,
+    "weights": WEIGHTS, "strip": STRIP, "rows": ROWS, "points": POINTS, "pixels": PIXELS, "result": RESULT,
     "spread": SPREAD, "taps": TAPS,
 }  # fmt: skip

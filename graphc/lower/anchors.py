@@ -10,7 +10,7 @@ from graphc.lower.body import Operands, Reader, Storage, compute, live_nodes
 from graphc.lower.names import Names, apart_from
 from graphc.ops.anchor import Anchor
 from graphc.ops.movement import View
-from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex
+from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex, PoolGeometry
 from graphc.passes.fuse import Group
 from graphc.program.ir import Access, Buffer, Compute, Epilogue, Kernel, Operand, Statement, Store
 from graphc.types import ITEMSIZE, Shape, Size, product
@@ -74,7 +74,7 @@ def _epilogue(
         names.reserve(taken)
     values: dict[Node, str] = {anchor: "acc"}
     lists: list[list[Statement]] = [[], []]
-    pool: tuple[int, int] | None = None
+    pool: PoolGeometry | None = None
     pooled_value = ""
     stage = 0
     readers = [Reader(anchor.shape, operands, storage, names)]
@@ -82,7 +82,7 @@ def _epilogue(
         if isinstance(node.op, (MaxPool2d, MaxPool2dIndex)):
             if pool is None:
                 readers.append(Reader(node.shape, operands, storage, names))
-            stage, pool, pooled_value = 1, node.op.geometry.kernel, values[node.inputs[0]]
+            stage, pool, pooled_value = 1, node.op.geometry, values[node.inputs[0]]
             values[node] = "pool_max" if isinstance(node.op, MaxPool2d) else "pool_index"
             continue
         arguments = []

@@ -48,6 +48,18 @@ class PoolGeometry:
         """Whether the windows lie side by side, so that every pixel is in one of them at most."""
         return self.kernel == self.stride and self.padding == (0, 0) and self.dilation == (1, 1)
 
+    @property
+    def reach(self) -> Pair:
+        """Rows and columns that the windows read, those of the padding included."""
+        axes = zip(self.out, self.stride, self.dilation, self.kernel, strict=True)
+        rows, columns = ((o - 1) * s + d * (k - 1) + 1 for o, s, d, k in axes)
+        return rows, columns
+
+    @property
+    def inside(self) -> Pair:
+        """How many rows and columns the windows reach from the first of the image on; it may have fewer."""
+        return self.reach[0] - self.padding[0], self.reach[1] - self.padding[1]
+
     def tiles_inside(self, image: Shape) -> bool:
         """Whether, moreover, every window lies whole within the image: ceil mode lets the last ones leave it."""
         extents = zip(self.out, self.kernel, image[2:], strict=True)

@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from graphc.graph.node import Node, topological
 from graphc.graph.text import name_nodes
 from graphc.ops.anchor import Anchor
-from graphc.ops.conv2d import Conv2d
 from graphc.ops.elementwise import Elementwise
 from graphc.ops.movement import Movement
-from graphc.ops.packed import PackedConv2d
-from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex, PoolGeometry
+from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex
+from graphc.ops.pooled import takes_pooling
 from graphc.ops.reduce import ArgReduce, Reduce
 from graphc.passes.generated import is_generated
 from graphc.types import Shape, at, product, shape_text
@@ -149,7 +148,7 @@ class _Partition:
             # it has to be stored in any case. Otherwise it belongs to the loops that read it.
             replaces = any(set(self.readers[i]) == {node} and i not in self.results for i in inside)
             return bool(inside) and (replaces or self._is_stored_anyway(node))
-        if isinstance(node.op, (MaxPool2d, MaxPool2dIndex)) and isinstance(anchor.op, (Conv2d, PackedConv2d)):
+        if isinstance(node.op, (MaxPool2d, MaxPool2dIndex)):
             (image,) = node.inputs
             alone = image not in self.results and all(
                 isinstance(r.op, (MaxPool2d, MaxPool2dIndex)) and r.op.geometry == node.op.geometry
@@ -157,16 +156,9 @@ class _Partition:
             )
             inner = group.nodes[: group.nodes.index(image)] if image in group.nodes else []
             hidden = all(n not in self.results and self._inside(n, group) for n in inner)
-            return (
-                image in group.nodes
-                and alone
-                and hidden
-                and self._pools_a_tile(node.op.geometry, image.shape)
-            )
+            fits = image in group.nodes and alone and hidden
+            return self.pools and fits and takes_pooling(anchor, node.op.geometry, bare=image is anchor)
         return False
-
-    def _pools_a_tile(self, geometry: PoolGeometry, image: Shape) -> bool:
-        return self.pools and geometry.tiles_inside(image) and geometry.area <= 9
 
     def _is_stored_anyway(self, node: Node) -> bool:
         loops = (Elementwise, Reduce, ArgReduce)

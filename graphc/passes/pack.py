@@ -33,7 +33,15 @@ from graphc.ops.packed import (
     tap_rows,
 )
 from graphc.ops.pool2d import MaxPool2d, MaxPool2dIndex
-from graphc.ops.winograd import POINTS, TILE, WinogradConv2d, WinogradConv2dBackwardWeight, WinogradWeight
+from graphc.ops.pooled import pools_winograd_tiles, walks_winograd_tiles
+from graphc.ops.winograd import (
+    POINTS,
+    TILE,
+    WinogradConv2d,
+    WinogradConv2dBackwardWeight,
+    WinogradSpec,
+    WinogradWeight,
+)
 from graphc.passes.variants import Choose, Task, Variant, cost_model
 from graphc.types import ITEMSIZE, Shape, TensorType, at, static_shape
 
@@ -82,6 +90,7 @@ def kernel_of(task: Task, layouts: Layouts, operands: Sequence[Node]) -> Node:
     if isinstance(op, PackedConv2d):
         x, weight = inputs
         node = apply(op, (x, Pack(0, op.lanes)(weight)), None, x.source)
+        layouts = replace(layouts, pools={node: task.pools})
         return _convolution(layouts, node, x, weight, op.stride, op.dilation, op.border)
     node = apply(op, inputs, None, inputs[0].source)
     packed = _rule(layouts, node, inputs)
@@ -184,7 +193,19 @@ def _winograd(
     least = -(-_WINOGRAD_TILES // columns)  # fewer tiles would read the weights too often
     chunk = min(max(layouts.workspace // row_bytes, least), at(out.shape[0], layouts.batch) * rows)
     op = WinogradConv2d(o, (oh, ow), (top, left), lanes, layouts.isa.sums(lanes, node.dtype), chunk)
+    op = _for_pooling(op, op.spec(out, x.type), layouts.pools.get(node, ()))
     return apply(op, (x, WinogradWeight(lanes)(weight, name=weight.name)), node.name, node.source)
+
+
+def _for_pooling(op: WinogradConv2d, spec: WinogradSpec, pools: Sequence[Op]) -> WinogradConv2d:
+    """Return the convolution with whole images transformed at a time, where a task is to walk down their windows."""
+    rows = spec.tiles[0]
+    whole = replace(spec, chunk=spec.chunk // rows * rows)
+    for pool in pools:
+        if isinstance(pool, (MaxPool2d, MaxPool2dIndex)) and not pools_winograd_tiles(spec, pool.geometry):
+            if whole.chunk and walks_winograd_tiles(whole, pool.geometry):
+                return replace(op, chunk=whole.chunk)
+    return op
 
 
 def _backward_data(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import sympy as sp
 
 from graphc.isa import Isa
+from graphc.ops.pool2d import PoolGeometry
 from graphc.types import DType, Shape, Size
 
 
@@ -151,15 +152,15 @@ class Epilogue:
     """Elementwise work on an anchor's result ``acc`` before it is stored; access strides are per result axis.
 
     The kernel's first ``fixed`` operands are the anchor's own, read as it likes; the others are read here alone,
-    at the element that is stored. Where a convolution pools its tile, ``statements`` come before the maximum of
-    ``pooled_value`` (with ``pool`` the window), and ``after`` works on ``pool_max`` and ``pool_index``.
+    at the element that is stored. Where a convolution pools its result, ``statements`` come before the maximum of
+    ``pooled_value`` (with ``pool`` the windows), and ``after`` works on ``pool_max`` and ``pool_index``.
     """
 
     axes: tuple[str, ...]
     fixed: int
     statements: tuple[Statement, ...] = ()
     stores: tuple[Store, ...] = ()
-    pool: tuple[int, int] | None = None
+    pool: PoolGeometry | None = None
     pooled_value: str = ""
     after: tuple[Statement, ...] = ()
 

@@ -67,7 +67,7 @@ def alternatives(task: Task, chosen: Op, isa: Isa) -> Iterator[Variant]:
 
 def _may_be_winograd(task: Task) -> bool:
     op, dtype = task.op, task.operands[0].dtype
-    if not task.winograd or task.pools or dtype != "float32":
+    if not task.winograd or dtype != "float32":
         return False
     if isinstance(op, PackedConv2d):
         shape, plain = task.operands[1].shape, op.stride == op.dilation == op.border.spread == (1, 1)

@@ -141,6 +141,28 @@ static inline void gc_pack8_f(
     }
 }
 
+/* The maxima of `count` windows of 2 x 2 pixels, `step` apart, whose rows begin at the pointers. A pixel is a
+ * vector of 8 channels. NaN counts as the largest number. */
+static inline void gc_pool2x2_8_f(
+    float *restrict best, const float *row0, const float *row1,
+    int64_t step, int64_t count)
+{
+    for (int64_t x = 0; x < count; x++) {
+        GC_SIMD
+        for (int64_t lane = 0; lane < 8; lane++) {
+            const int64_t p = x * step + lane;
+            const float v0 = row0[p], v1 = row0[p + 8];
+            const float v2 = row1[p], v3 = row1[p + 8];
+            float most = v0;
+            most = v1 > most ? v1 : most;
+            most = v2 > most ? v2 : most;
+            most = v3 > most ? v3 : most;
+            int wrong = isunordered(v0, v1) | isunordered(v2, v3);
+            best[x * 8 + lane] = wrong ? (float)NAN : most;
+        }
+    }
+}
+
 /* Adds `vector` times from[0], from[step], ... to 6 sums. */
 #define GC_MADDS_6(form, s, from, step, vector) \
     GC_MADD_##form(s##0, (from)[0 * (step)], vector); \
@@ -205,33 +227,12 @@ static void conv_conv2d(const float *restrict in, const float *restrict weight,
                     }
                     GC_STORE_6(gc_vec8_f, sum, 8, s0_);
                     GC_STORE_6(gc_vec8_f, sum + 48, 8, s1_);
+                    const int64_t y = top / 2;
                     float best[64] = {0};
-                    for (int64_t p = 0; p < 3; p++) {
-                        GC_SIMD
-                        for (int64_t lane = 0; lane < 8; lane++) {
-                            const float *const window = sum + p * 16 + lane;
-                            float most = window[0];
-                            {
-                                const float other = window[8];
-                                const int wins = other > most || other != other;
-                                most = wins ? other : most;
-                            }
-                            {
-                                const float other = window[48];
-                                const int wins = other > most || other != other;
-                                most = wins ? other : most;
-                            }
-                            {
-                                const float other = window[56];
-                                const int wins = other > most || other != other;
-                                most = wins ? other : most;
-                            }
-                            best[p * 8 + lane] = most;
-                        }
-                    }
+                    gc_pool2x2_8_f(best, sum, sum + 48, 16, 3);
                     gc_transpose8_f(best);
                     for (int64_t lane = 0; lane < live; lane++) {
-                        const int64_t o = first + lane, y = top / 2;
+                        const int64_t o = first + lane;
                         GC_SIMD
                         for (int64_t p = 0; p < 3; p++) {
                             const int64_t x = left / 2 + p;
