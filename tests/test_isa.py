@@ -11,7 +11,7 @@ from graphc.isa import ISAS, isa_named, isa_of
 
 
 def logits() -> gc.Tensor:
-    """A net with every packed kernel: padded, strided, pooled and single-pixel convolutions, products, odd channels."""
+    """A net with every packed kernel: padded, strided, pooled, single-pixel convolutions; products; odd channels."""
     x = gc.input("x", ("N", 3, 13, 11))
     h = gc.nn.max_pool2d(gc.relu(gc.nn.conv2d(x, 20, 3, padding=1, name="a")), 3, 2, 1)
     h = gc.nn.max_pool2d(gc.relu(gc.nn.conv2d(h, 36, 1, name="b")), 2)
