@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import arena_checker
 
 import graphc as gc
 from graphc.isa import ISAS
@@ -115,10 +119,15 @@ MODELS = (
 
 @pytest.mark.parametrize("batch", [1, 32])
 @pytest.mark.parametrize("net", MODELS)
-def test_every_plan_meets_its_bound(net: str, batch: int) -> None:
+def test_every_plan_meets_its_bound(net: str, batch: int, tmp_path: Path) -> None:
     """The arena is the bound of its order, in all entry points; inference is proven over all orders, too."""
+    checker = arena_checker()
     for name, (_, plan) in planned(net, batch, True).items():
         assert plan.arena_bytes == plan.lower_bound_bytes, name
+        if checker is not None:
+            plan.to_csv(tmp_path / "plan.csv")
+            options = ["--align", "64", "--capacity", str(plan.lower_bound_bytes)]
+            subprocess.run([sys.executable, str(checker), str(tmp_path / "plan.csv"), *options], check=True)
         if name == "predict":
             assert plan.least_bound_bytes == plan.lower_bound_bytes
         else:  # where the search gave up, that is said; a bound that is known is never above the plan

@@ -11,6 +11,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from helpers import arena_checker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -272,14 +273,8 @@ def test_a_negative_effort_is_refused() -> None:
         plan_arena([], effort=-1)
 
 
-def _checker() -> Path | None:
-    folders = [os.environ.get("GRAPHC_SHARED_TOOLS"), str(ROOT.parent / "shared" / "tools")]
-    candidates = [Path(folder) / "arena_check.py" for folder in folders if folder]
-    return next((path for path in candidates if path.is_file()), None)
-
-
 @pytest.mark.skipif(
-    _checker() is None, reason="arena_check.py is neither in $GRAPHC_SHARED_TOOLS nor in ../shared"
+    arena_checker() is None, reason="arena_check.py is neither in $GRAPHC_SHARED_TOOLS nor in ../shared"
 )
 @pytest.mark.parametrize("case", ["empty", "small", "training", "hard"])
 def test_an_independent_checker_agrees(case: str, tmp_path: Path) -> None:
@@ -293,7 +288,7 @@ def test_an_independent_checker_agrees(case: str, tmp_path: Path) -> None:
     plan = plan_arena(intervals)
     path = tmp_path / "plan.csv"
     plan.to_csv(path)
-    checker = _checker()
+    checker = arena_checker()
     assert checker is not None
     run = subprocess.run(
         [sys.executable, str(checker), str(path), "--align", "64", "--capacity", str(plan.arena_bytes)],
