@@ -13,8 +13,8 @@ from graphc.errors import GraphcError
 BATCH = 4
 
 
-def net() -> tuple[Any, Any]:
-    """Return logits and loss of a net with residual blocks, a concatenation of branches, pooling and dropout."""
+def net() -> tuple[Any, Any, Any]:
+    """Return logits, loss and a metric of a net with residual blocks, a concatenation of branches, pooling and dropout."""
     x = gc.input("x", ("N", 3, 16, 16))
     y = gc.input("y", ("N",), dtype="int32")
 
@@ -34,7 +34,7 @@ def net() -> tuple[Any, Any]:
     h = gc.concat([*branches, gc.nn.conv2d(pooled, 8, 1, name="pool")], axis=1)
     h = gc.nn.dropout(gc.flatten(gc.nn.avg_pool2d(h, 2)), 0.3)
     logits = gc.nn.linear(h, 10, name="fc")
-    return logits, gc.losses.cross_entropy(logits, y)
+    return logits, gc.losses.cross_entropy(logits, y), gc.mean(gc.square(h))
 
 
 def compiled(**options: Any) -> gc.Module:
@@ -54,6 +54,7 @@ def results(module: gc.Module) -> dict[str, np.ndarray]:
     losses = [module.train_step(x=images[:n], y=labels[:n]) for n in (BATCH, BATCH - 1, BATCH)]
     found = module.state_dict()
     found["losses"] = np.array(losses)
+    found["power"] = np.array([step.metrics["power"] for step in losses])
     found["logits"] = module.predict(x=images)["logits"]
     return found
 
@@ -125,6 +126,6 @@ def test_a_budget_that_is_no_number_of_bytes_is_refused() -> None:
     """Neither a negative number, nor one without a loss, is compiled."""
     with pytest.raises(GraphcError, match="memory_budget must be a number of bytes"):
         compiled(memory_budget=-1)
-    logits, _ = net()
+    logits, _, _ = net()
     with pytest.raises(GraphcError, match="there is no loss"):
         gc.compile({"logits": logits}, memory_budget=10**9)

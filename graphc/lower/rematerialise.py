@@ -108,7 +108,8 @@ def _is_there(buffer: Buffer, step: int, uses: Mapping[Buffer, Use], dropped: se
 def run_again(calls: Sequence[Call], again: Mapping[int, Sequence[Call]]) -> tuple[list[Call], list[Block]]:
     """Return the calls with others in front of some steps, whose results are read from there on; and where those are.
 
-    ``again`` maps a step to the calls in front of it, in order. They write what was written before, to new buffers.
+    ``again`` maps a step to the calls in front of it, in order. They write what was written before, to new buffers; a
+    result outside the arena (a metric) is written once more where it is.
     """
     names = {b.name for call in calls for b in call.buffers}
     renamed: dict[Buffer, Buffer] = {}
@@ -117,7 +118,7 @@ def run_again(calls: Sequence[Call], again: Mapping[int, Sequence[Call]]) -> tup
     for step, call in enumerate(calls):
         begin = len(result)
         for copy in again.get(step, ()):
-            for buffer in dict.fromkeys(written(copy)):
+            for buffer in dict.fromkeys(b for b in written(copy) if b.space is Space.ARENA):
                 renamed[buffer] = replace(buffer, name=_fresh(f"{buffer.name}_again", names))
             result.append(_renamed(replace(copy, again=True), renamed))
         if len(result) > begin:
