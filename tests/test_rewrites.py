@@ -14,7 +14,7 @@ BATCH = 4
 
 
 def net() -> tuple[Any, Any, Any]:
-    """Return logits, loss and a metric of a net with residual blocks, a concatenation of branches, pooling and dropout."""
+    """Return logits, loss and a metric of a net with residual blocks, branches, pooling and dropout."""
     x = gc.input("x", ("N", 3, 16, 16))
     y = gc.input("y", ("N",), dtype="int32")
 
@@ -39,10 +39,10 @@ def net() -> tuple[Any, Any, Any]:
 
 def compiled(**options: Any) -> gc.Module:
     """Return the net, compiled with options."""
-    logits, loss = net()
-    sgd = gc.SGD(lr=0.05, momentum=0.9)
+    logits, loss, power = net()
+    named: dict[str, Any] = {"metrics": {"power": power}, "optimizer": gc.SGD(lr=0.05, momentum=0.9)}
     return gc.compile(
-        {"logits": logits}, loss=loss, optimizer=sgd, batch=BATCH, name="rewritten", seed=3, **options
+        {"logits": logits}, loss=loss, batch=BATCH, name="rewritten", seed=3, **named, **options
     )
 
 
