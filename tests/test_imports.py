@@ -18,7 +18,7 @@ PACKAGES = {"graphc": ROOT / "graphc", "graphc_runtime": ROOT / "runtime" / "gra
 LAYERS = [
     ["graphc.errors"],
     ["graphc.types", "graphc.philox"],
-    ["graphc.isa"],
+    ["graphc.isa", "graphc.rewrites"],
     ["graphc.scalar", "graphc.graph.source"],
     ["graphc.memory", "graphc.build"],
     ["graphc.graph", "graphc.initialisers"],

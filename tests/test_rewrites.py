@@ -27,11 +27,9 @@ def net() -> tuple[Any, Any, Any]:
         inner = gc.relu(conv(h, 40, 3, f"block{block}_a"))
         h = gc.relu(conv(inner, 40, 3, f"block{block}_b") + h)
     pooled = gc.nn.max_pool2d(h, 3, stride=1, padding=1)
-    branches = [
-        gc.relu(gc.nn.conv2d(h, 12, 1, name="one")),
-        gc.relu(gc.nn.conv2d(h, 20, 3, padding=1, name="three")),
-    ]
+    branches = [gc.relu(conv(h, 12, 1, "one")), gc.relu(conv(h, 20, 3, "three"))]
     h = gc.concat([*branches, gc.nn.conv2d(pooled, 8, 1, name="pool")], axis=1)
+    h = gc.relu(gc.nn.conv2d(h, 24, 1, name="after"))
     h = gc.nn.dropout(gc.flatten(gc.nn.avg_pool2d(h, 2)), 0.3)
     logits = gc.nn.linear(h, 10, name="fc")
     return logits, gc.losses.cross_entropy(logits, y), gc.mean(gc.square(h))

@@ -122,8 +122,10 @@ class BodyText:
             return self._value(s)
         marks = [f"argument{k}_" for k in range(len(s.arguments))]
         template = self._formula(s, marks)
+        # A choice reads both its branches: a read in one of them would be a masked one, which gcc 12 gets wrong.
+        chooses = "?" in template or "gc_select" in template
         inside = [
-            value if value in self._pending and template.count(mark) == 1 else None
+            value if value in self._pending and template.count(mark) == 1 and not chooses else None
             for mark, (value, _) in zip(marks, s.arguments, strict=True)
         ]
         text = template

@@ -117,9 +117,11 @@ def run_again(calls: Sequence[Call], again: Mapping[int, Sequence[Call]]) -> tup
     blocks: list[Block] = []
     for step, call in enumerate(calls):
         begin = len(result)
-        for copy in again.get(step, ()):
-            for buffer in dict.fromkeys(b for b in written(copy) if b.space is Space.ARENA):
-                renamed[buffer] = replace(buffer, name=_fresh(f"{buffer.name}_again", names))
+        copies = again.get(step, ())
+        # One new buffer for all that write parts of an old one.
+        for buffer in dict.fromkeys(b for copy in copies for b in written(copy) if b.space is Space.ARENA):
+            renamed[buffer] = replace(buffer, name=_fresh(f"{buffer.name}_again", names))
+        for copy in copies:
             result.append(_renamed(replace(copy, again=True), renamed))
         if len(result) > begin:
             blocks.append((begin, len(result)))
