@@ -111,12 +111,12 @@ def _walk(spec: PackedConvSpec, g: PoolGeometry, blocks: int, images: int) -> di
     steps = walk(spec, g)
     assert steps is not None
     rows = (steps.rows - 1) * g.stride[0] + g.kernel[0]
-    padded = None
-    copied = spec.c >= _MANY_CHANNELS and spec.tile_bytes(rows) <= _tile_limit(spec)
-    groups = {"together": 1, "groups": blocks}
-    if spec.border or copied:
+    padded, groups = None, {"together": 1, "groups": blocks}
+    if steps.copied:
         padded = border_facts(spec.border, spec.h, spec.w, *spec.tile_extents(rows))
         groups = _groups(spec, blocks, steps.parts, images)
+        if groups["together"] > steps.together:
+            groups = {"together": steps.together, "groups": -(-blocks // steps.together)}
     return {"walk": SimpleNamespace(**vars(steps), height=rows), "padded": padded, **groups}
 
 

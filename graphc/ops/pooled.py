@@ -23,6 +23,7 @@ _TAPS = 25  # of a window, each of which is a line of code
 # are copied again. The second numbers are for a step of a single row of windows.
 _MAP_BYTES, _LARGEST_MAP = 2**16, 2**17
 _TILE_BYTES, _LARGEST_TILE = 3 * 2**16, 2**18
+_MANY_CHANNELS = 32  # lie far apart in memory: a task copies what it reads of so many
 _TASKS = 8  # of an image, where blocks of channels are fewer
 _AGAIN = 1 / 50  # of the rows of the map may be computed twice, where two tasks meet
 
@@ -48,26 +49,31 @@ def _shrinks(g: PoolGeometry) -> bool:
 class Walk:
     """How tasks walk down the windows over a direct convolution: ``rows`` rows of windows at a step.
 
-    ``length`` rows of windows are one task's, of which an image has ``parts``.
+    ``length`` rows of windows are one task's, of which an image has ``parts``. ``copied`` says whether the task
+    copies what it reads of the image at each step; then it may serve up to ``together`` blocks of channels, of each
+    of which it keeps rows.
     """
 
     rows: int
     length: int
     parts: int
+    copied: bool
+    together: int
 
 
 def walk(spec: PackedConvSpec, g: PoolGeometry) -> Walk | None:
     """Return how the windows over a direct convolution are pooled; None where its tiles are too large for that."""
     if not _shrinks(g):
         return None
-
     row_bytes = g.reach[1] * spec.lanes * spec.itemsize
+    copied = bool(spec.border) or spec.c >= _MANY_CHANNELS
 
     def fits(rows: int, map_bytes: int, tile_bytes: int) -> bool:
         height = (rows - 1) * g.stride[0] + g.kernel[0]
-        tile = spec.tile_bytes(height) if spec.border else 0
-        return height * row_bytes <= map_bytes and tile <= tile_bytes
+        return height * row_bytes <= map_bytes and (not copied or spec.tile_bytes(height) <= tile_bytes)
 
+    if not spec.border and copied:
+        copied = fits(1, _LARGEST_MAP, _LARGEST_TILE)
     out, overlap = g.out[0], g.kernel[0] - g.stride[0]
     fitting = [r for r in range(1, out + 1) if fits(r, _MAP_BYTES, spec.tile_limit or _TILE_BYTES)]
     if not fitting and not fits(1, _LARGEST_MAP, _LARGEST_TILE):
@@ -77,7 +83,8 @@ def walk(spec: PackedConvSpec, g: PoolGeometry) -> Walk | None:
     wanted = -(-_TASKS // -(-spec.o // spec.lanes))
     parts = min(wanted, 1 + spare, -(-out // most))
     length = -(-out // parts)
-    return Walk(-(-length // -(-length // most)), length, -(-out // length))
+    together = max(1, _MAP_BYTES // (overlap * row_bytes)) if overlap else spec.o
+    return Walk(-(-length // -(-length // most)), length, -(-out // length), copied, together)
 
 
 def walks_winograd_tiles(spec: WinogradSpec, g: PoolGeometry) -> bool:
