@@ -257,9 +257,11 @@ def test_few_rows_are_computed_twice() -> None:
         op = PackedConv2d(o, (1, 1), (1, 1), 16, 31, Border(((pad, pad), (pad, pad))))
         image, out = TensorType("float32", (N, c, size, size)), TensorType("float32", (N, o, size, size))
         spec = op.spec(out, image, TensorType("float32", (-(-o // 16), c, kernel, kernel, 16)))
-        found = walk(spec, pool_geometry(out.shape, (3, 3), (2, 2), (1, 1), (1, 1), False))
+        geometry = pool_geometry(out.shape, (3, 3), (2, 2), (1, 1), (1, 1), False)
+        found = walk(spec, geometry)
         assert found is not None
         assert found.parts == parts
         assert (found.parts - 1) * 1 <= 0.02 * size
-        rows = 2 * found.rows + 1
-        assert spec.tile_bytes(rows) + rows * (size + 2) * 64 <= 2**18
+        rows, row_bytes = 2 * found.rows + 1, geometry.reach[1] * 64
+        assert spec.tile_bytes(rows) + rows * row_bytes <= 2**18
+        assert found.together * row_bytes <= 2**16
