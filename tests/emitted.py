@@ -202,6 +202,23 @@ def pooled_module(name: str = "pooled", *, dtype: str = "float32", guarded: bool
     )  # fmt: skip
 
 
+def chunked_module(name: str = "chunked", *, dtype: str = "float32", guarded: bool = False) -> Emission:
+    """Return products by matrices that a training step packs in chunks, with whole vectors of columns and without.
+
+    A batch of 3 has 12 rows: a tile, and some that fill none.
+    """
+    x = gc.input("x", ("N", 4, 33))
+    odd = gc.nn.linear(gc.relu(gc.nn.linear(x, 523, name="fc1")), 509, name="fc2")
+    even = gc.nn.linear(gc.relu(gc.nn.linear(x, 544, name="fc3")), 512, name="fc4")
+    return emission(
+        name, {"odd": odd, "even": even}, gc.mean(odd * odd) + gc.mean(even * even), gc.SGD(lr=0.01),
+        batch=6, dtype=dtype, guarded_arena=guarded,
+    )  # fmt: skip
+
+
+NETS = (lenet_module, winograd_module, pooled_module, chunked_module)
+
+
 def compile_objects(
     compiler: str, paths: Sequence[Path], flags: Sequence[str], jobs: int = 2
 ) -> list[tuple[Path, str]]:
@@ -458,6 +475,6 @@ def _is_spread(p: Program, entry: Entry) -> bool:
 
 
 __all__ = [
-    "COMPILERS", "GUARD", "STRICT", "Emission", "arena_buffers", "compile_objects", "driver", "emission",
-    "lenet_module", "make_inputs", "pooled_module", "sample_modules", "spread", "winograd_module",
+    "COMPILERS", "GUARD", "NETS", "STRICT", "Emission", "arena_buffers", "chunked_module", "compile_objects",
+    "driver", "emission", "lenet_module", "make_inputs", "sample_modules", "spread", "winograd_module",
 ]  # fmt: skip

@@ -17,7 +17,13 @@ import graphc as gc
 from graphc.build import BuildOptions, Cache
 from graphc.build.extension import _choose_toolchain
 
-PACKED = {"packed_conv2d", "packed_conv2d_backward_weight", "packed_matmul", "winograd_conv2d"}
+PACKED = {
+    "packed_conv2d",
+    "packed_conv2d_backward_weight",
+    "packed_matmul",
+    "chunked_matmul",
+    "winograd_conv2d",
+}
 MARCH = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}
 on_x86 = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="needs a compiler for x86-64"
@@ -37,8 +43,9 @@ def net(isa: str) -> Emission:
     strip = gc.nn.conv2d(h, 40, 1, stride=2, name="strip")
     narrow = gc.nn.linear(gc.flatten(strided), 48, name="whole")  # whole vectors of columns
     wide = gc.nn.linear(gc.flatten(strip), 19, name="odd")
-    outputs = {"narrow": narrow, "wide": wide, "tiles": tiles}
-    loss = gc.mean(narrow * narrow) + gc.mean(wide * wide) + gc.mean(tiles * tiles)
+    large = gc.nn.linear(gc.nn.linear(wide, 544, name="before"), 512, name="large")  # packed in chunks
+    outputs = {"narrow": narrow, "large": large, "tiles": tiles}
+    loss = gc.mean(narrow * narrow) + gc.mean(large * large) + gc.mean(tiles * tiles)
     return emission("spilled", outputs, loss, batch=8, isa=isa)
 
 

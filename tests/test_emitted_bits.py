@@ -13,7 +13,7 @@ import shutil
 import subprocess
 
 import pytest
-from emitted import driver, lenet_module, pooled_module, sample_modules, winograd_module
+from emitted import NETS, driver, sample_modules
 
 from graphc.build import BuildOptions, build_program
 from graphc.types import DType
@@ -24,7 +24,7 @@ THREADS = (1, 2, 3, 4)
 
 def hashes(dtype: DType, threads: tuple[int, ...], **options: object) -> str:
     """Return what the program prints for a build."""
-    nets = [make(dtype=dtype) for make in (lenet_module, winograd_module, pooled_module)]
+    nets = [make(dtype=dtype) for make in NETS]
     modules = [*sample_modules(dtype), *nets]
     sources = {file: text for m in modules for file, text in m.emitted.sources.items()}
     program = build_program(sources, driver(modules, (1, 3, 5), threads), BuildOptions(**options))  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from emitted import Emission, driver, emission, lenet_module, pooled_module, sample_modules, winograd_module
+from emitted import NETS, Emission, driver, emission, sample_modules
 
 import graphc as gc
 from graphc.build import BuildOptions, build_program
@@ -44,7 +44,7 @@ def run_sanitized(
 
 
 def assert_clean(dtype: DType, openmp: bool) -> None:
-    nets = [make(dtype=dtype, guarded=True) for make in (lenet_module, winograd_module, pooled_module)]
+    nets = [make(dtype=dtype, guarded=True) for make in NETS]
     modules = [*sample_modules(dtype, guarded=True), *nets]
     result = run_sanitized(modules, openmp)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[:6000]
@@ -52,7 +52,7 @@ def assert_clean(dtype: DType, openmp: bool) -> None:
 
 
 def test_every_sample_is_clean() -> None:
-    """Forward, and training with and without commit, of all samples and of LeNet, at three batches."""
+    """Forward, and training with and without commit, of all samples and of some nets, at three batches."""
     assert_clean("float32", openmp=False)
 
 

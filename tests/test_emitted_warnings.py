@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 from emitted import (
     COMPILERS,
+    NETS,
     STRICT,
     compile_objects,
     emission,
     lenet_module,
-    pooled_module,
     sample_modules,
-    winograd_module,
 )
 
 import graphc as gc
@@ -26,7 +25,7 @@ OPTIMISED = ("-O2", "-ffp-contract=off")
 
 
 def assert_no_warnings(compiler: str, dtype: DType, flags: tuple[str, ...], folder: Path) -> None:
-    nets = [make(dtype=dtype) for make in (lenet_module, winograd_module, pooled_module)]
+    nets = [make(dtype=dtype) for make in NETS]
     modules = [*sample_modules(dtype), *nets]
     failed = compile_objects(
         compiler, [path for m in modules for path in m.write(folder)], (*STRICT, *OPTIMISED, *flags)

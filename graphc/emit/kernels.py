@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any
 
+from graphc.emit.chunked import chunked_facts
 from graphc.emit.packed import flat_pixels, packed_facts
 from graphc.emit.pooled import pooled_facts
 from graphc.emit.pooling import pool_facts
@@ -253,6 +254,8 @@ def anchor_context(kernel: Kernel, batch: int) -> dict[str, Any]:
         values |= pool_facts(kernel)
     if kernel.template.startswith("packed_"):
         values |= packed_facts(kernel, batch)
+    if kernel.template == "chunked_matmul":
+        values |= chunked_facts(kernel, batch)
     if kernel.template.startswith("winograd_"):
         values |= winograd_facts(kernel.template, spec)
     values["pooled"] = pooled_facts(kernel)

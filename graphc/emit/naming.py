@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from graphc.lower.names import words
 from graphc.program.ir import Call, Kernel, Space
 
@@ -18,7 +20,7 @@ def kernel_name(kernel: Kernel, call: Call) -> str:
     kind = (
         _kind(call)
         if kernel.template == "loops"
-        else kernel.template.removeprefix("packed_").removeprefix("winograd_")
+        else re.sub("^(chunked|packed|winograd)_", "", kernel.template)
     )
     gradients = [b.name.removeprefix("grad.") for b in call.buffers if b.space is Space.GRADS]
     written = [

@@ -162,6 +162,15 @@ def _multiply_add(lanes: int, short: int, suffix: str, isa: Isa) -> str:
     return (_AVX512 if isa.name == "avx512" else _PLAIN).format(**values)
 
 
+_PREFETCH = """\
+/* Asks for a line of the memory that is read soon. */
+#ifdef __GNUC__
+#define GC_PREFETCH(from) __builtin_prefetch(from)
+#else
+#define GC_PREFETCH(from) (void)(from)
+#endif
+"""
+
 _BORDERED = """\
 /* Fills a tile with rows of the channels of an image that has zeros around it, and between its pixels where these
  * are to be `apart`. The tile begins at row `top`; in a row, `count` pixels begin in column `left`. */
@@ -412,6 +421,7 @@ def tile_helpers(text: str, isa: Isa) -> list[str]:
             for index, kh, kw, n, s in sorted(set(_POOLING.findall(text)))
         ]
         found += [_STORED] if "GC_STORED(" in text or isa.name in _SETTLED else []
+        found += [_PREFETCH] if "GC_PREFETCH(" in text else []
         tiles = set(re.findall(r"\bGC_(ZERO|FETCH|MADDS|STORE)_(\d+)\b", text))
         found += [
             _tile_macro(kind, int(n), isa) for kind, n in sorted(tiles, key=lambda t: (int(t[1]), t[0]))

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from graphc.graph.node import Node, Op, apply, rebuild, topological
 from graphc.isa import Isa
+from graphc.ops.chunked import ChunkedMatMul, sums_fit
 from graphc.ops.conv2d import Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, ConvGeometry, Pair
 from graphc.ops.leaves import full
 from graphc.ops.matmul import MatMul
@@ -43,7 +44,7 @@ from graphc.ops.winograd import (
     WinogradWeight,
 )
 from graphc.passes.variants import Choose, Task, Variant, cost_model
-from graphc.types import ITEMSIZE, Shape, TensorType, at, static_shape
+from graphc.types import ITEMSIZE, Shape, TensorType, at, static_shape, static_size
 
 # A kernel's tile of a padded image lives on its thread's stack.
 _TILE_BYTES = 2**18
@@ -53,6 +54,7 @@ _WINOGRAD_TILES = 16
 _WORKSPACE_BYTES = 2**22  # of transformed tiles: a share of the cache that all cores have in common
 _GRADIENT_TILES = 64  # at the least: for every chunk of them, sums are transformed back
 _SHARES = 8  # of the batch, where a weights' gradient has fewer parts that threads could share
+_CHUNKED_BYTES = 2**20  # of a matrix that changes before it is used again: larger ones are packed in chunks
 _POOLED_ROWS = 3  # the rows of the output that a tile serves at the least, where pooling is fused
 
 
@@ -347,10 +349,16 @@ def _product(layouts: Layouts, node: Node, op: MatMul, a: Node, b: Node) -> Node
         return None
     variant = layouts.variant(op, (a, b), node)
     lanes = variant.lanes or isa.lanes(columns, node.dtype)
+    sums = variant.sums or isa.sums(lanes, node.dtype)
+    if layouts.trained and not op.transpose_a and _packed_inside(layouts, a, b, lanes):
+        return apply(ChunkedMatMul(op.transpose_b, lanes, sums), (a, b), node.name, node.source)
     packed = Pack(0 if op.transpose_b else 1, lanes)(b, name=b.name)
-    return apply(
-        PackedMatMul(columns, op.transpose_a, lanes, variant.sums or isa.sums(lanes, node.dtype)),
-        (a, packed),
-        node.name,
-        node.source,
-    )
+    return apply(PackedMatMul(columns, op.transpose_a, lanes, sums), (a, packed), node.name, node.source)
+
+
+def _packed_inside(layouts: Layouts, a: Node, b: Node, lanes: int) -> bool:
+    """Return whether B is so large that a product should pack it itself, a chunk at a time."""
+    if not all(isinstance(size, int) for size in b.shape):
+        return False
+    rows, itemsize = at(a.shape[0], layouts.batch), ITEMSIZE[b.dtype]
+    return static_size(static_shape(b.shape)) * itemsize >= _CHUNKED_BYTES and sums_fit(rows, lanes, itemsize)
