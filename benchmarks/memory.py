@@ -10,6 +10,9 @@ constants), as nothing is compared here. Compilers that run as other processes a
 What training keeps for the backward pass is graphc's plan, and PyTorch's tensors that autograd saves in one forward
 pass with the loss: each storage once, without parameters, buffers, the net's input and the labels.
 
+The mode "lean" is a training step with ``keep_gradients=False``, "budget" one with a ``memory_budget`` as well. The
+time of a step is the shortest of three, a hint and no benchmark: cpu.py takes times.
+
 Examples:
     python benchmarks/memory.py                                       all six nets, which takes long
     python benchmarks/memory.py --nets lenet resnet18 --modes training
@@ -37,7 +40,7 @@ from tqdm import tqdm
 from worker import Worker, WorkerError, missing, versions
 
 PACKAGES = ("graphc", "torch", "onnxruntime", "openvino", "numpy")
-MODES = ("inference", "training")
+MODES = ("inference", "training", "lean", "budget")
 USUAL = ("lenet", "alexnet", "vgg16", "googlenet", "resnet18", "resnet50")
 TITLES = {
     "runtime": "graphc runtime",
@@ -52,13 +55,22 @@ RESIDENT = Path(__file__).resolve().with_name("resident.py")
 
 def cases(options: argparse.Namespace) -> list[Case]:
     """Return what is to be measured, a row each."""
-    batches = {"inference": sorted({1, options.batch}), "training": [options.batch]}
-    return [
-        {"threads": options.threads, "alone": True, "steps": STEPS, "net": net, "mode": mode, "batch": batch}
-        for net in options.nets or (("lenet",) if options.quick else USUAL)
-        for mode in options.modes
-        for batch in batches[mode]
-    ]
+    same = {"threads": options.threads, "alone": True, "steps": STEPS}
+    lean = {"mode": "training", "lean": True}
+    forms = {
+        "inference": [{"mode": "inference", "batch": batch} for batch in sorted({1, options.batch})],
+        "training": [{"mode": "training", "batch": options.batch}],
+        "lean": [{**lean, "batch": options.batch}],
+        "budget": [{**lean, "batch": options.batch, "budget": options.budget}],
+    }
+    nets = options.nets or (("lenet",) if options.quick else USUAL)
+    return [{**same, "net": net, **form} for net in nets for mode in options.modes for form in forms[mode]]
+
+
+def title_of(row: dict[str, Any]) -> str:
+    """Return what a row's mode is called."""
+    budget = f", {row['budget']:.0%} of its arena" if row.get("budget") else ""
+    return row["mode"] + (", lean" if row.get("lean") else "") + budget
 
 
 def choose_peers(options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
@@ -70,7 +82,8 @@ def choose_peers(options: argparse.Namespace) -> tuple[list[str], dict[str, str]
 
 def peers_of(case: Case, chosen: list[str]) -> list[str]:
     """Return the peers that can do the case."""
-    return [peer for peer in chosen if case["mode"] == "inference" or peer in TRAINERS]
+    able = ("runtime", "graphc") if case.get("lean") else TITLES if case["mode"] == "inference" else TRAINERS
+    return [peer for peer in chosen if peer in able]
 
 
 def peak(pid: int) -> int:
@@ -142,7 +155,7 @@ def run(options: argparse.Namespace, chosen: list[str], skipped: dict[str, str])
     options.json.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(cases(options), file=sys.stderr, unit="row", dynamic_ncols=True) as bar:
         for case in bar:
-            name = f"{case['net']} {case['mode']} {case['batch']}"
+            name = f"{case['net']} {title_of(case)} {case['batch']}"
 
             def progress(text: str, name: str = name) -> None:
                 bar.set_description(f"{name}: {text}")
@@ -175,7 +188,9 @@ def kept_line(row: dict[str, Any]) -> list[str]:
     sizes = [row["peers"].get(peer, {}).get("kept_bytes") for peer in ("graphc", *KEEPERS)]
     ratio = f"{sizes[1] / sizes[0]:.2f}" if sizes[0] and sizes[1] else "-"
     others = [mebibytes(ours.get(key)) for key in ("weights_bytes", "arena_bytes")]
-    return [row["net"], row["mode"], str(row["batch"]), *others, *map(mebibytes, sizes), ratio]
+    seconds = [row["peers"].get(peer, {}).get("seconds") for peer in ("runtime", "eager")]
+    times = ["-" if s is None else f"{1e3 * s:,.0f}" for s in seconds]
+    return [row["net"], title_of(row), str(row["batch"]), *others, *map(mebibytes, sizes), ratio, *times]
 
 
 def text(results: dict[str, Any], *, markdown: bool) -> str:
@@ -184,7 +199,7 @@ def text(results: dict[str, Any], *, markdown: bool) -> str:
     present = [peer for peer in TITLES if any(peer in row["peers"] for row in rows)]
     lines = [["net", "mode", "batch", *(TITLES[peer] for peer in present)]]
     lines += [
-        [row["net"], row["mode"], str(row["batch"]), *(cell(row["peers"].get(peer)) for peer in present)]
+        [row["net"], title_of(row), str(row["batch"]), *(cell(row["peers"].get(peer)) for peer in present)]
         for row in rows
     ]
     names = [f"{name} {version}" for name, version in facts["versions"].items()]
@@ -198,10 +213,11 @@ def text(results: dict[str, Any], *, markdown: bool) -> str:
     if trained:
         head = ["net", "mode", "batch", "weights", "graphc's arena"]
         head += [f"kept by {TITLES[peer]}" for peer in ("graphc", *KEEPERS)] + ["eager / graphc"]
+        head += [f"step of {TITLES[peer]}, ms" for peer in ("runtime", "eager")]
         parts.append("Kept for the backward pass, in MiB:")
         parts.append(tables.lay_out([head, *map(kept_line, trained)], markdown))
     left = [
-        f"{row['net']} {row['mode']} {row['batch']}: {TITLES[peer]} left out: {result['left_out']}."
+        f"{row['net']} {title_of(row)} {row['batch']}: {TITLES[peer]} left out: {result['left_out']}."
         for row in rows
         for peer, result in row["peers"].items()
         if "left_out" in result
@@ -221,6 +237,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                         help="of training, and of inference beside 1; default: 16")  # fmt: skip
     parser.add_argument("--peers", nargs="+", choices=TITLES, metavar="PEER", help=f"of {', '.join(TITLES)}")
     parser.add_argument("--threads", type=int, default=usable(), help=f"of each peer (default {usable()})")
+    parser.add_argument("--budget", type=float, default=0.6, metavar="PART",
+                        help="of the arena, in the mode of that name; default: 0.6")  # fmt: skip
     options = parser.parse_args(arguments)
     place(options, "memory")
     if not 1 <= options.threads <= usable() or options.batch < 1 or options.limit <= 0:

@@ -81,18 +81,29 @@ def _load(net: Any, values: dict[str, np.ndarray]) -> None:
 
 
 def graphc_module(case: Case) -> tuple[Any, Any]:
-    """Return what graphc compiles of a case, and the logits that it was given."""
+    """Return what graphc compiles of a case, and the logits that it was given.
+
+    A ``lean`` case keeps no gradients; its ``budget`` is a part of the arena that the training step has without one.
+    """
     import graphc as gc
 
     net, training = net_of(case), case["mode"] == "training"
     x, y = gc.input("x", ("N", *net.shape)), gc.input("y", ("N",), dtype="int32")
     logits = net.graph(gc, x)
-    module = gc.compile(
-        {"logits": logits},
-        loss=gc.losses.cross_entropy(logits, y) if training else None,
-        optimizer=gc.SGD(lr=LEARNING_RATE, momentum=MOMENTUM) if training else None,
-        batch=case["batch"],
-    )
+
+    def compiled(budget: int | None) -> Any:
+        return gc.compile(
+            {"logits": logits},
+            loss=gc.losses.cross_entropy(logits, y) if training else None,
+            optimizer=gc.SGD(lr=LEARNING_RATE, momentum=MOMENTUM) if training else None,
+            batch=case["batch"],
+            keep_gradients=not case.get("lean", False),
+            memory_budget=budget,
+        )
+
+    module = compiled(None)
+    if case.get("budget"):
+        module = compiled(int(case["budget"] * module.plan("train").arena_bytes))
     module.threads = case["threads"]
     return module, logits
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def runtime(case: Case) -> tuple[Callable[[], Any], dict[str, Any]]:
 
 
 def _describe(case: Case) -> Path:
-    return Path(case["folder"]) / f"{case['mode']}{case['batch']}.json"
+    return Path(case["folder"]) / "described.json"
 
 
 def _step(module: Any, case: Case) -> Callable[[], Any]:
@@ -116,9 +117,12 @@ def main() -> None:
         if not sys.stdin.readline():
             return
         step, facts = ready(sys.argv[1], case)
+        seconds = []
         for _ in range(case["steps"]):
+            begin = time.perf_counter()
             step()
-        answer(facts)
+            seconds.append(time.perf_counter() - begin)
+        answer(facts | ({"seconds": min(seconds)} if seconds else {}))
         sys.stdin.readline()
     except Exception as error:
         answer(peers.failure(error))

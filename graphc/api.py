@@ -82,6 +82,7 @@ def compile(
     tune: bool = False,
     memory_budget: int | None = None,
     rewrites: Rewrites = ALL,
+    keep_gradients: bool = True,
     build: BuildOptions | None = None,
     dump_dir: str | Path | None = None,
 ) -> Module:
@@ -101,7 +102,10 @@ def compile(
     differ by rounding from those of the module that is not tuned. ``memory_budget`` is how many bytes the arena of
     a training step may have at the largest batch: parts of the forward pass run again in the backward pass, as few
     operations as make it fit, with the same bits as without. ``rewrites`` says what else may be done to save memory
-    (``graphc.Rewrites``). ``dump_dir`` receives every intermediate result
+    (``graphc.Rewrites``). ``keep_gradients=False`` updates every parameter of 4096 elements or more as soon as its
+    gradient is known, in the product that computes it where there is one: no block holds these gradients, which saves
+    as many bytes as there are parameters and the time of passing them through memory, with the same bits. Such a
+    module has no ``backward``, and no large gradients in ``grads``. ``dump_dir`` receives every intermediate result
     as text.
 
     Raises:
@@ -115,6 +119,7 @@ def compile(
         fork_us=_checked_fork(fork_us),
         memory_budget=_checked_budget(memory_budget, loss),
         rewrites=rewrites,
+        keep_gradients=_checked_gradients(keep_gradients, optimizer),
     )
     _check_threads(threads)
     cache, settings, tuner = Cache(options.cache_root()), [f"nan_guard={nan_guard}", f"poison={poison}"], None
@@ -153,6 +158,14 @@ def _checked_budget(budget: int | None, loss: Node | None) -> int | None:
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise RangeError(f"compile: memory_budget must be a number of bytes of at least 1, got {budget!r}")
     return budget
+
+
+def _checked_gradients(keep: bool, optimizer: Optimizer | None) -> bool:
+    if not isinstance(keep, bool):
+        raise RangeError(f"compile: keep_gradients must be True or False, got {keep!r}")
+    if not keep and optimizer is None:
+        raise GraphError("compile: keep_gradients=False needs an optimizer, which uses the gradients up")
+    return keep
 
 
 def _checked_fork(value: float) -> float:

@@ -121,7 +121,7 @@ def fingerprint(request: Request, options: Iterable[str] = ()) -> str:
     ends = {name: position[node] for name, node in roots.items()}
     settings = [ends, request.name, request.batch, request.dtype, request.isa.name,
                 request.winograd, request.fork_us, request.memory_budget, str(request.rewrites),
-                _formulas(request.optimizer), list(options)]  # fmt: skip
+                request.keep_gradients, _formulas(request.optimizer), list(options)]  # fmt: skip
     digest.update(json.dumps(settings).encode())
     return digest.hexdigest()
 
@@ -165,9 +165,9 @@ def make_manifest(program: Program, emitted: Emitted, optimizer: Optimizer | Non
         "states": [_slot(s) for s in program.states],
         "slots": slots,
         "sizes": {
-            "params": program.params_size, "grads": program.trainable_size if trains else 0,
-            "slots": len(slots) * program.trainable_size, "state": program.states_size,
-            "folded": program.folded_size, "arena_bytes": program.arena_bytes,
+            "params": program.params_size, "grads": program.grads_size if trains else 0,
+            "trainable": program.trainable_size, "slots": len(slots) * program.trainable_size,
+            "state": program.states_size, "folded": program.folded_size, "arena_bytes": program.arena_bytes,
         },
         "lr": optimizer.lr if optimizer is not None else None,
         "sources": emitted.sources,
@@ -176,7 +176,7 @@ def make_manifest(program: Program, emitted: Emitted, optimizer: Optimizer | Non
 
 def _slot(slot: Any) -> dict[str, Any]:
     return {"name": slot.name, "shape": list(slot.shape), "offset": slot.offset, "trainable": slot.trainable,
-            "dtype": slot.dtype, "constant": slot.constant}  # fmt: skip
+            "dtype": slot.dtype, "constant": slot.constant, "gradient": slot.gradient}  # fmt: skip
 
 
 def cached_artifact(cache: Cache, key: str, make: Callable[[], Artifact]) -> Artifact:

@@ -20,6 +20,7 @@ from graphc.lower.arena import kept_buffers, plan_entry
 from graphc.lower.budget import within_budget, without_budget
 from graphc.lower.entry import EntryLowering
 from graphc.lower.order import Order, best_order, eager_order
+from graphc.lower.update import Target, update_at_once
 from graphc.memory import ArenaPlan
 from graphc.ops.control import Bounded
 from graphc.ops.elementwise import Elementwise
@@ -34,14 +35,28 @@ from graphc.passes.retype import retype
 from graphc.passes.simplify import simplify
 from graphc.passes.specialise import Specialised, specialise, without_gradient_rules
 from graphc.passes.variants import Choose, cost_model
-from graphc.program.ir import Argument, Bound, Buffer, Call, Entry, Program, Slot, Space, UpdateRange
+from graphc.program.ir import (
+    Argument,
+    Bound,
+    Buffer,
+    Call,
+    Entry,
+    Program,
+    Slot,
+    Space,
+    UpdateRange,
+    UpdateSpec,
+)
 from graphc.rewrites import ALL, Rewrites
-from graphc.types import ITEMSIZE, DType, Extent, static_size
+from graphc.types import ITEMSIZE, DType, Extent, static_shape, static_size
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 # Arguments of the module's methods, beside which inputs are passed by name.
 _KEYWORDS = frozenset({"self", "out", "lr"})
 _PREFIXES = ("state.", "grad.", "metric.")
+_AT_ONCE = (
+    2**12
+)  # elements from which on a gradient that nobody keeps is used up at once; others are few bytes
 _ALIGN = 64  # every parameter starts at a multiple of this many bytes
 Dump = Callable[[str, Callable[[], str]], None]
 
@@ -73,14 +88,7 @@ class Request:
     memory_budget: int | None = None  # bytes of the training step's arena
     rewrites: Rewrites = ALL
     apart: bool = False  # one kernel for every node: nan_guard must be able to name it
-
-
-@dataclass(frozen=True)
-class UpdateSpec:
-    """The optimizer's slots and the ranges of the parameter block that share hyperparameters."""
-
-    slots: tuple[str, ...]
-    ranges: tuple[UpdateRange, ...]
+    keep_gradients: bool = True  # in a block; otherwise large ones are used up where they are computed
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,17 @@ class Layout:
     """Names and places of parameters and state: one flat block each."""
 
     def __init__(
-        self, outputs: Mapping[str, Node], trainable: set[Node], optimizer: Optimizer | None, dtype: DType
+        self,
+        outputs: Mapping[str, Node],
+        trainable: set[Node],
+        optimizer: Optimizer | None,
+        dtype: DType,
+        at_once_from: int | None = None,
     ):
-        """Name the leaves in topological order and give each its offset."""
+        """Name the leaves in topological order and give each its offset.
+
+        Parameters with so many elements or more are updated at once, and come after the others.
+        """
         leaves = [n for n in topological(outputs.values()) if isinstance(n.op, (Parameter, State, Constant))]
         self.names = _name_leaves(leaves)
         params = [n for n in leaves if isinstance(n.op, Parameter)]
@@ -108,21 +124,27 @@ class Layout:
             for p in self.trainable
         }
         groups = list(dict.fromkeys(hyper.values()))
-        self.trainable.sort(key=lambda p: groups.index(hyper[p]))  # stable: one range for each group
+        large = {p for p in self.trainable if at_once_from is not None and _elements(p) >= at_once_from}
+        self.trainable.sort(key=lambda p: (p in large, groups.index(hyper[p])))  # stable: one range a group
         fixed = [n for n in leaves if n not in set(self.trainable) and not isinstance(n.op, State)]
         self.offsets: dict[Node, int] = {}
-        self.trainable_size = self._place(self.trainable, 0, dtype)
+        kept = [p for p in self.trainable if p not in large]
+        self.grads_size = self._place(kept, 0, dtype)
+        self.trainable_size = self._place([p for p in self.trainable if p in large], self.grads_size, dtype)
         self.params_size = self._place(fixed, self.trainable_size, dtype)
         self.states = [n for n in leaves if isinstance(n.op, State)]
         self.states_size = self._place(self.states, 0, dtype)
         self.params = [*self.trainable, *fixed]
-        ranges: list[UpdateRange] = []
-        for group in groups:
-            members = [p for p in self.trainable if hyper[p] == group]
+        self.kept = frozenset(kept)
+
+        def update_range(members: list[Node]) -> UpdateRange:
             begin, last = self.offsets[members[0]], members[-1]
             end = self.offsets[last] + _padded(_elements(last), dtype)
-            ranges.append(UpdateRange(begin, end, group, tuple(self.names[p] for p in members)))
-        self.ranges = tuple(ranges)
+            return UpdateRange(begin, end, hyper[last], tuple(self.names[p] for p in members))
+
+        together = [[p for p in kept if hyper[p] == group] for group in groups]
+        self.ranges = tuple(update_range(members) for members in together if members)
+        self.at_once = {p: update_range([p]) for p in self.trainable if p in large}
 
     def _place(self, nodes: list[Node], start: int, dtype: DType) -> int:
         for node in nodes:
@@ -146,6 +168,7 @@ class Layout:
                 n in trained,
                 n.dtype,
                 isinstance(n.op, Constant),
+                gradient=n in self.kept,
             )
             for n in nodes
         )
@@ -318,9 +341,9 @@ class Builder:
         self.dump = dump
         self.trained = request.loss is not None
         self.wanted = self._trainable(outputs) if self.trained else []
-        self.layout = Layout(
-            outputs, set(self.wanted), request.optimizer if self.trained else None, request.dtype
-        )
+        self.optimizer = request.optimizer if self.trained else None
+        at_once_from = None if request.keep_gradients else _AT_ONCE
+        self.layout = Layout(outputs, set(self.wanted), self.optimizer, request.dtype, at_once_from)
         self.entries: list[Entry] = []
         self.plans: dict[str, ArenaPlan] = {}
         self.fold_outputs: dict[str, Node] = {}
@@ -380,6 +403,7 @@ class Builder:
                 f"grad.{names[p]}", p.dtype, p.type.size, Space.GRADS, self.layout.offsets[p]
             )
             for p in self.layout.trainable
+            if p in self.layout.kept
         }
         self._lower("train_step", simple, special, results)
 
@@ -432,6 +456,8 @@ class Builder:
         for key, node in graph.items():
             if key in results:
                 buffers[key] = results[key]
+            elif key.startswith("grad."):  # to be used up
+                buffers[key] = Buffer(key, node.dtype, node.type.size, Space.ARENA)
             elif key.startswith("state."):
                 buffers[key] = Buffer(f"new.{key[6:]}", node.dtype, node.type.size, Space.ARENA)
             else:
@@ -440,7 +466,8 @@ class Builder:
         lowering = EntryLowering(stored, self.request.rewrites.concat)
         lowering.lower(groups, [(graph[k], b) for k, b in buffers.items()])
         commits = self._commits(graph, buffers)
-        entry_calls, plan = self._plan(name, lowering.calls, commits)
+        calls = update_at_once(lowering.calls, self._targets(buffers))
+        entry_calls, plan = self._plan(name, calls, commits)
         bounds = self._bounds(special, {a.name for a in inputs})
         self.entries.append(
             Entry(
@@ -465,6 +492,24 @@ class Builder:
         targets = [(graph[k], self.layout.buffer(by_name[k[6:]])) for k in buffers if k.startswith("state.")]
         commit.lower([], targets)
         return commit.calls
+
+    def _targets(self, buffers: Mapping[str, Buffer]) -> list[Target]:
+        """Return the parameters that kernels of this entry point update."""
+        found: list[Target] = []
+        if self.optimizer is None:
+            return found
+        for parameter, update in self.layout.at_once.items():
+            weight = self.layout.buffer(parameter)
+            gradient = buffers.get(f"grad.{weight.name}")
+            if gradient is not None:
+                rule = self.optimizer.rule_for(update)
+                places = (weight.offset + k * self.layout.trainable_size for k in range(len(rule.slots)))
+                slots = tuple(
+                    Buffer(f"{slot}.{weight.name}", weight.dtype, weight.size, Space.SLOTS, place)
+                    for slot, place in zip(rule.slots, places, strict=True)
+                )
+                found.append(Target(weight, gradient, slots, static_shape(parameter.shape), rule))
+        return found
 
     def _plan(self, name: str, calls: list[Call], commits: list[Call]) -> tuple[list[Call], ArenaPlan]:
         request = self.request
@@ -508,14 +553,15 @@ class Builder:
             offsets[entry.name] = {i.id: o for i, o in zip(plan.intervals, plan.offsets, strict=True)}
             offsets[entry.name][""] = plan.arena_bytes  # the whole arena, under no name
         layout, request = self.layout, self.request
-        optimizer = request.optimizer if self.trained else None
         update = None
-        if optimizer is not None:
-            update = UpdateSpec(optimizer.rule_for(layout.ranges[0]).slots, layout.ranges)
+        if self.optimizer is not None:
+            at_once = tuple(layout.at_once.values())
+            slots = self.optimizer.rule_for((*layout.ranges, *at_once)[0]).slots
+            update = UpdateSpec(slots, layout.ranges, at_once)
         program = Program(
             request.name, request.dtype, request.batch, request.isa, 1e3 * request.fork_us, tuple(self.entries),
             layout.slots(layout.params), layout.slots(layout.states), self.folded_size,
-            layout.params_size, layout.trainable_size, layout.states_size,
+            layout.params_size, layout.trainable_size, layout.grads_size if self.trained else 0, layout.states_size,
             max((p.arena_bytes for p in self.plans.values()), default=0), offsets, update,
         )  # fmt: skip
         return Compiled(program, self.plans, self.graphs)

@@ -78,6 +78,7 @@ def emission(
     poison: bool = False,
     guarded_arena: bool = False,
     isa: str = "avx512",
+    keep_gradients: bool = True,
 ) -> Emission:
     """Return what graphc.compile would build, without building it."""
     request = Request(
@@ -90,6 +91,7 @@ def emission(
         check_dtype(dtype),
         isa=isa_named(isa),
         fork_us=0.0,
+        keep_gradients=keep_gradients,
     )
     compiled = compile_program(request)
     program = spread(compiled.program) if guarded_arena else compiled.program
@@ -216,7 +218,18 @@ def chunked_module(name: str = "chunked", *, dtype: str = "float32", guarded: bo
     )  # fmt: skip
 
 
-NETS = (lenet_module, winograd_module, pooled_module, chunked_module)
+def updating_module(name: str = "updating", *, dtype: str = "float32", guarded: bool = False) -> Emission:
+    """Return a net whose kernels update its large parameters, in the epilogue of a product and in loops."""
+    x = gc.input("x", ("N", 3, 9, 9))
+    h = gc.relu(gc.nn.conv2d(x, 160, kernel=3, name="conv"))
+    h = gc.nn.linear(gc.mean(h, (2, 3)), 37, name="fc")
+    return emission(
+        name, {"h": h}, gc.mean(h * h), gc.AdamW(lr=0.01), batch=6, dtype=dtype, guarded_arena=guarded,
+        keep_gradients=False,
+    )  # fmt: skip
+
+
+NETS = (lenet_module, winograd_module, pooled_module, chunked_module, updating_module)
 
 
 def compile_objects(
@@ -373,7 +386,7 @@ def _runner(module: Emission) -> str:
             f"    memory.{b}_bytes = sizeof(real_{n}) * {upper}_{macro};\n"
             f"    memory.{b} = block(memory.{b}_bytes);"
             for b, macro in (
-                ("params", "PARAMS"), ("grads", "TRAINABLE"), ("slots", "SLOTS"),
+                ("params", "PARAMS"), ("grads", "GRADS"), ("slots", "SLOTS"),
                 ("state", "STATE"), ("folded", "FOLDED"),
             )
         ),
@@ -401,7 +414,7 @@ def _runner(module: Emission) -> str:
         lines += _call(module, next(e for e in p.entries if e.name == "fold"), "")
     for entry in p.entries:
         if entry.name == "train_step":
-            lines += _call(module, entry, ", 0.01, 0")
+            lines += [] if p.uses_up else _call(module, entry, ", 0.01, 0")
             lines += 2 * _call(module, entry, ", 0.01, 1")
         elif entry.name != "fold":
             lines += _call(module, entry, "")

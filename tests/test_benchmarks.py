@@ -243,8 +243,17 @@ def test_memory_cases_and_peers() -> None:
     assert [(case["net"], case["mode"], case["batch"]) for case in found] == [
         (net, mode, batch)
         for net in ("lenet", "resnet18")
-        for mode, batch in (("inference", 1), ("inference", 4), ("training", 4))
+        for mode, batch in (
+            ("inference", 1),
+            ("inference", 4),
+            ("training", 4),
+            ("training", 4),
+            ("training", 4),
+        )
     ]
+    titles = ["training", "training, lean", "training, lean, 60% of its arena"]
+    assert [memory.title_of(case) for case in found[2:5]] == titles
+    assert memory.peers_of(found[4], list(memory.TITLES)) == ["runtime", "graphc"]
     assert memory.peers_of(found[2], list(memory.TITLES)) == ["runtime", "graphc", "eager", "compile"]
     assert memory.peers_of(found[0], list(memory.TITLES)) == list(memory.TITLES)
 
@@ -253,8 +262,14 @@ def test_memory_table() -> None:
     mib = memory.MIB
     ours = {"imports_bytes": 40 * mib, "peak_bytes": 90 * mib, "kept_bytes": 10 * mib}
     ours |= {"weights_bytes": 4 * mib, "arena_bytes": 12 * mib}
+    runtime = {"imports_bytes": 30 * mib, "peak_bytes": 80 * mib, "seconds": 0.0125}
     eager = {"imports_bytes": 200 * mib, "peak_bytes": 1300 * mib, "kept_bytes": 25 * mib}
-    row = {"net": "lenet", "mode": "training", "batch": 16, "peers": {"graphc": ours, "eager": eager}}
+    row = {
+        "net": "lenet",
+        "mode": "training",
+        "batch": 16,
+        "peers": {"runtime": runtime, "graphc": ours, "eager": eager},
+    }
     failed = {"net": "vgg16", "mode": "inference", "batch": 1, "peers": {"eager": {"left_out": "no room"}}}
     facts = {**MACHINE, "system": "Linux", "python": "3"}
     results = {
@@ -263,9 +278,9 @@ def test_memory_table() -> None:
         "rows": [row, failed],
     }
     text = memory.text(results, markdown=True)
-    assert "| lenet | training | 16 | 90 (40) | 1,300 (200) |" in text
-    assert "| vgg16 | inference | 1 | - | left out |" in text
-    assert "| lenet | training | 16 | 4.0 | 12.0 | 10.0 | 25.0 | - | 2.50 |" in text
+    assert "| lenet | training | 16 | 80 (30) | 90 (40) | 1,300 (200) |" in text
+    assert "| vgg16 | inference | 1 | - | - | left out |" in text
+    assert "| lenet | training | 16 | 4.0 | 12.0 | 10.0 | 25.0 | - | 2.50 | 12 | - |" in text
     assert "vgg16 inference 1: PyTorch eager left out: no room." in text
     assert "OpenVINO skipped: not installed: openvino." in text
 

@@ -112,7 +112,7 @@ def main_text(module: Emission) -> str:
     real = {"float32": "float", "float64": "double"}[p.dtype]
     blocks = ["memory.arena_bytes = ARM_ARENA_BYTES;", "memory.arena = block(memory.arena_bytes);"]
     for name, macro in (
-        ("params", "PARAMS"), ("grads", "TRAINABLE"), ("slots", "SLOTS"), ("state", "STATE"), ("folded", "FOLDED")
+        ("params", "PARAMS"), ("grads", "GRADS"), ("slots", "SLOTS"), ("state", "STATE"), ("folded", "FOLDED")
     ):  # fmt: skip
         blocks += [
             f"memory.{name}_bytes = sizeof({real}) * ARM_{macro};",
@@ -174,7 +174,7 @@ def read(p: Program, data: bytes) -> dict[str, np.ndarray]:
     results = Results(p, data)
     results.outputs("predict", "predict")
     results.outputs("train_step", "backward")
-    results.block("gradient", (s for s in p.params if s.trainable), p.trainable_size)
+    results.block("gradient", (s for s in p.params if s.gradient), p.grads_size)
     results.outputs("train_step", "step 1")
     results.outputs("train_step", "step 2")
     results.block("parameter", p.params, p.params_size)

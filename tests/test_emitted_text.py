@@ -37,11 +37,11 @@ def test_same_text_from_every_process() -> None:
     """Neither the hash seed nor the folder nor the time shows in the text."""
     script = (
         "import sys; from emitted import lenet_module, sample_modules\n"
-        "for m in [lenet_module(), *sample_modules('float32')[:6]]: sys.stdout.write(m.header + m.source)\n"
+        "for m in [lenet_module(), *sample_modules('float32')[:4]]: sys.stdout.write(m.header + m.source)\n"
     )
     paths = [ROOT / p for p in ("", "runtime", "codegen_templates", "tests")]
     texts = []
-    for seed in ("0", "1", "12345"):
+    for seed in ("0", "12345"):
         environment = {
             **os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(map(str, paths)),
         }  # fmt: skip

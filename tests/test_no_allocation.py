@@ -65,7 +65,7 @@ void free(void *old) { calls++; __libc_free(old); }
 
 _MAIN = r"""
 static _Alignas(64) char arena[@UPPER@_ARENA_BYTES + 64], place[4096];
-static _Alignas(64) @REAL@ params[@UPPER@_PARAMS + 1], grads[@UPPER@_TRAINABLE + 1], slots[@UPPER@_SLOTS + 1];
+static _Alignas(64) @REAL@ params[@UPPER@_PARAMS + 1], grads[@UPPER@_GRADS + 1], slots[@UPPER@_SLOTS + 1];
 static _Alignas(64) @REAL@ state[@UPPER@_STATE + 1], folded[@UPPER@_FOLDED + 1];
 @ARRAYS@
 

@@ -19,7 +19,7 @@ from graphc.emit.poison import poison_arena, poison_dead
 from graphc.emit.prelude import helpers_for
 from graphc.emit.text import C_TYPE, SUFFIX, indent, minus, signature, statement, times
 from graphc.emit.threads import parallel_from, threads_text
-from graphc.emit.update import update_context
+from graphc.emit.update import STEP_NUMBER, scalar_lines, update_context
 from graphc.lower.names import c_name, words
 from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
@@ -36,7 +36,7 @@ _SPACES = {
 }
 _BLOCK_SIZES = {
     Space.PARAMS: "PARAMS",
-    Space.GRADS: "TRAINABLE",
+    Space.GRADS: "GRADS",
     Space.SLOTS: "SLOTS",
     Space.STATE: "STATE",
     Space.FOLDED: "FOLDED",
@@ -47,6 +47,7 @@ _ENTRY_DOCS = {
     "train_step": "Forward, backward and, if `commit` is not 0, the update of parameters and statistics.",
     "fold": "Computes what inference needs of the parameters alone; call it after they have changed.",
 }
+_STEP_ARGUMENTS = {"lr": "lr", STEP_NUMBER: "(double)(context->step + 1)"}
 # Functions and types of the module, without its prefix.
 _PUBLIC = (
     "abi", "context", "context_bytes", "evaluate", "fault", "fold", "get_step", "init", "memory", "message",
@@ -54,7 +55,7 @@ _PUBLIC = (
 )  # fmt: skip
 # Variables and functions of the entry points' template.
 _LOCALS = words(
-    "all_finite arena batch check_array check_batch check_block check_values_b check_values_i "
+    "all_finite arena batch check_array check_batch check_block check_commit check_values_b check_values_i "
     "check_values_l commit context context_bytes error folded grads isfinite k lr memory memset params "
     "random seed slots snprintf state step update"
 )
@@ -101,7 +102,7 @@ class _Function:
     prototype: str
     uses_n: bool
     uses_threads: bool
-    uses_random: bool
+    more: tuple[str, ...]  # arguments beside buffers, batch and threads
 
 
 class Identifiers:
@@ -153,9 +154,10 @@ class _Emitter:
             self.functions[kernel] = self._function(kernel, [c for _, c in users], entries)
         entries_text = [self._entry(e) for e in self.program.entries]
         update = ""
-        if self.program.update:
+        spec = self.program.update
+        if spec is not None and spec.ranges:
             assert self.optimizer is not None
-            update = _render("update", parallel=_pragma, **update_context(self.program, self.optimizer))
+            update = _render("update", parallel=_pragma, **update_context(self.program, spec, self.optimizer))
         common = self._common(entries_text)
         body = indent(_render("entries", update=update, **common))
         kernels = [f.text for f in self.functions.values()]
@@ -216,13 +218,18 @@ class _Emitter:
         parameters += ["const int64_t N"] if uses["N"] else []
         parameters += ["const int threads"] if uses["threads"] else []
         parameters += ["const gc_random *random"] if uses["random"] else []
+        scalars = scalar_lines(kernel)
+        steps = [w for w in ("lr", STEP_NUMBER) if any(re.search(rf"\b{w}\b", line) for line in scalars)]
+        parameters += [f"const double {w}" for w in steps]
+        body = "\n".join([*scalars, body.strip("\n")])
+        more = (*(["&random"] if uses["random"] else []), *(_STEP_ARGUMENTS[w] for w in steps))
         head = signature(f"{linkage} void {name}", parameters)
         # Names, and what is const for the function alone, stand in the definition.
         types = [re.sub(r"^const (?=\w+ \w+$)|(?<=\*)restrict \w+$| \w+$", "", q) for q in parameters]
         prototype = signature(f"{linkage} void {name}", types)
         comment = kernel_comment(kernel, users, entries)
         text = _render("kernel", title=name, comment=comment, signature=head, body=body.strip("\n"))
-        return _Function(name, indent(text), indent(prototype), uses["N"], uses["threads"], uses["random"])
+        return _Function(name, indent(text), indent(prototype), uses["N"], uses["threads"], more)
 
     def _common(self, entries: list[dict[str, object]]) -> dict[str, object]:
         p = self.program
@@ -231,7 +238,8 @@ class _Emitter:
         return {
             "name": p.name, "upper": self.upper, "guard": f"{self.upper}_H", "abi": ABI, "T": self.real,
             "summary": f"{', '.join(e.name for e in p.entries)}; batch up to {p.batch}, {p.dtype}",
-            "batch": p.batch, "params": p.params_size, "trainable": p.trainable_size, "slots": slots,
+            "batch": p.batch, "params": p.params_size, "trainable": p.trainable_size, "grads": p.grads_size,
+            "slots": slots, "uses_up": p.uses_up,
             "states": p.states_size, "folded": p.folded_size, "arena": p.arena_bytes, "entries": entries,
             "entries_use_arrays": any(e.inputs or e.outputs for e in p.entries),
             "entries_use_batch": any(e["uses_batch"] for e in entries),
@@ -263,6 +271,9 @@ class _Emitter:
             parameters += [pointer, f"size_t {self.arguments[a.name]}_bytes"]
         parameters += ["double lr", "int32_t commit"] if entry.name == "train_step" else []
         block_checks, checks = self._block_checks(entry), self._array_checks(entry)
+        checks += (
+            ["check_commit(context, commit)"] if entry.name == "train_step" and self.program.uses_up else []
+        )
         text = "\n".join([*(str(c["text"]) + str(c["guard"]) for c in calls), *tail])
         lines = local.declarations(text)
         return {
@@ -292,7 +303,7 @@ class _Emitter:
         if entry.name == "train_step" and p.update:
             needed |= {Space.PARAMS, Space.GRADS, Space.SLOTS}
         slots = len(p.update.slots) * p.trainable_size if p.update else 0
-        sizes = {Space.PARAMS: p.params_size, Space.GRADS: p.trainable_size, Space.SLOTS: slots,
+        sizes = {Space.PARAMS: p.params_size, Space.GRADS: p.grads_size, Space.SLOTS: slots,
                  Space.STATE: p.states_size, Space.FOLDED: p.folded_size}  # fmt: skip
         checks = [
             (_SPACES[s], f"sizeof({self.real}) * {self.upper}_{_BLOCK_SIZES[s]}")
@@ -336,7 +347,7 @@ class _Emitter:
             function = self.functions[call.kernel]
             arguments += ["N"] if function.uses_n else []
             arguments += [threads_text(self._parallel_from(call.kernel))] if function.uses_threads else []
-            arguments += ["&random"] if function.uses_random else []
+            arguments += function.more
             text = signature(function.name, arguments) + ";"
         guards = []
         if self.nan_guard:
@@ -361,7 +372,8 @@ class _Emitter:
             if helper_of(call.kernel) != "memcpy":  # a running statistic: its name says what it is
                 lines.append(f"/* {made['comment']} */")
             lines += [str(made["text"]), *dead.get(number, [])]
-        lines += ["update(context, lr);"] if self.program.update else ["(void)lr;"]
+        flat = self.program.update is not None and self.program.update.ranges
+        lines += ["update(context, lr);"] if flat else ["(void)lr;"]
         return [*lines, "context->step++;", "}"]
 
 

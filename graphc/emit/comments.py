@@ -40,13 +40,24 @@ def kernel_comment(kernel: Kernel, users: Sequence[Call], entries: Iterable[str]
     if len(origins) > _USERS:
         lines.append(f"and from {len(origins) - _USERS} more like these")
     described = []
+    reread = {"inout", *_read(kernel)}
     for operand in kernel.operands:
         access = ", written" if operand.written else ""
-        access = ", read and written" if operand.name == "inout" else access
+        access = ", read and written" if operand.name in reread else access
         described.append(f"{operand.name}: {C_TYPE[operand.dtype]} {shape_text(operand.shape)}{access}")
     cost = f"{extent(kernel.flops)} FLOP, {extent(kernel.bytes)} bytes"
     lines += _joined([*described, f"{cost}, used by {', '.join(entries)}"])
     return [comment_text(line) for line in lines]
+
+
+def _read(kernel: Kernel) -> set[str]:
+    """Return the operands whose elements an update reads before it writes them."""
+    if not kernel.scalars:
+        return set()
+    bodies = (
+        [kernel.epilogue.statements] if kernel.epilogue else [s.kept_statements for s in kernel.spec.sweeps]
+    )
+    return {kernel.operands[s.operand].name for body in bodies for s in body if isinstance(s, Load)}
 
 
 def _joined(parts: Sequence[str]) -> list[str]:
@@ -109,7 +120,8 @@ class _Formulas:
     def read(self, statements: Sequence[Statement]) -> None:
         for s in statements:
             if isinstance(s, Compute):
-                self.define(s.name, s.expr, [a for a, _ in s.arguments])
+                numbered = {symbol: scalar.argument(k) for k, symbol in enumerate(s.symbols)}
+                self.define(s.name, s.expr.xreplace(numbered), [a for a, _ in s.arguments])
             elif isinstance(s, Load):
                 self.text[s.name] = self.operands[s.operand]
             elif isinstance(s, Number):

@@ -22,6 +22,13 @@ def kernel_name(kernel: Kernel, call: Call) -> str:
         if kernel.template == "loops"
         else re.sub("^(chunked|packed|winograd)_", "", kernel.template)
     )
+    updated = [
+        b.name
+        for o, b in zip(kernel.operands, call.buffers, strict=True)
+        if o.written and b.space is Space.PARAMS
+    ]
+    if updated:
+        return f"{updated[0]}_update"
     gradients = [b.name.removeprefix("grad.") for b in call.buffers if b.space is Space.GRADS]
     written = [
         b.name

@@ -6,7 +6,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+from graphc.emit.chunked import PANEL_BYTES, chunk_of
 from graphc.emit.text import extent
+from graphc.ops.chunked import sums_fit
 from graphc.ops.packed import Border, PackedConvSpec, PackedMatMulSpec, tap_channels, tap_rows
 from graphc.ops.pool2d import PoolGeometry
 from graphc.ops.pooled import pools_register_tiles, walk
@@ -46,9 +48,12 @@ def _product_tile(kernel: Kernel, batch: int) -> dict[str, Any]:
         left, start = rows % tile != 0 or not whole, str(rows // tile * tile if whole else 0)
     else:
         whole, left, start = True, True, f"{extent(rows)} / {tile} * {tile}"
+    itemsize = ITEMSIZE[kernel.dtype]
     return {
         "tile": tile,
-        "band": _band(spec, tile, most * ITEMSIZE[kernel.dtype]) if whole else 0,
+        "band": _band(spec, tile, most * itemsize) if whole else 0,
+        "chunk": _chunk(spec, tile, at(rows, batch), itemsize) if whole else 0,
+        "most_rows": at(rows, batch) // tile * tile,
         "most": most,
         "whole": whole,
         "rest": left,
@@ -69,6 +74,22 @@ def _band(spec: PackedMatMulSpec, tile: int, column_bytes: int) -> int:
     band = min(_BAND // tile * tile, fitting)
     worth = spec.transpose_a and isinstance(spec.rows, int) and spec.rows >= _TASKS * _BAND
     return band if worth and band >= 2 * tile else 0
+
+
+def _chunk(spec: PackedMatMulSpec, tile: int, rows: int, itemsize: int) -> int:
+    """Return the depth at which several tiles of rows take turns, so that a first cache holds what they share.
+
+    0 where the whole depth is that small, where there is one tile, or where its sums are many.
+    """
+    deepest = PANEL_BYTES // (spec.lanes * itemsize)
+    if (
+        spec.transpose_a
+        or not isinstance(spec.depth, int)
+        or spec.depth <= 3 * deepest // 2
+        or rows < 2 * tile
+    ):
+        return 0
+    return chunk_of(spec.depth, deepest) if sums_fit(rows, spec.lanes, itemsize) else 0
 
 
 def _convolution_tile(kernel: Kernel, images: int) -> dict[str, Any]:

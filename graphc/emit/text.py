@@ -183,7 +183,7 @@ class BodyText:
         return literal(float(s.value), s.dtype)
 
     def _formula(self, s: Compute, names: Sequence[str]) -> str:
-        symbols = [scalar.argument(k) for k in range(len(s.arguments))]
+        symbols = s.symbols or [scalar.argument(k) for k in range(len(s.arguments))]
         dtypes = {x: d for x, (_, d) in zip(symbols, s.arguments, strict=True)}
         return scalar.to_c(s.expr, dict(zip(symbols, names, strict=True)), dtypes, s.dtype)
 

@@ -10,16 +10,19 @@ from graphc import scalar
 from graphc.emit.comments import comment_text, shortened
 from graphc.emit.text import C_TYPE
 from graphc.emit.threads import nanoseconds
-from graphc.optim import Optimizer
-from graphc.program.ir import Program, UpdateRange
+from graphc.optim import LR, Optimizer, T
+from graphc.program.ir import Kernel, Program, UpdateRange, UpdateSpec
 from graphc.types import ITEMSIZE, DType
 
+STEP_NUMBER = "steps"
+"""What a kernel calls the number of the training step, from 1."""
 
-def update_context(program: Program, optimizer: Optimizer) -> dict[str, object]:
+
+def update_context(program: Program, spec: UpdateSpec, optimizer: Optimizer) -> dict[str, object]:
     """Return what the template of the update needs."""
-    ranges = [_range(r, optimizer, program) for r in program.update.ranges]
-    slots = [{"name": s, "offset": k * program.trainable_size} for k, s in enumerate(program.update.slots)]
-    rule = optimizer.rule_for(program.update.ranges[0])
+    ranges = [_range(r, optimizer, program) for r in spec.ranges]
+    slots = [{"name": s, "offset": k * program.trainable_size} for k, s in enumerate(spec.slots)]
+    rule = optimizer.rule_for(spec.ranges[0])
     formulas = [f"{target} <- {scalar.describe(expr)}" for target, expr in (*rule.scalars, *rule.updates)]
     return {
         "name": program.name,
@@ -30,6 +33,21 @@ def update_context(program: Program, optimizer: Optimizer) -> dict[str, object]:
         "description": f"{type(optimizer).__name__}, one loop over each range of the flat parameter block",
         "comment": [comment_text(line) for line in formulas],
     }
+
+
+def scalar_lines(kernel: Kernel) -> list[str]:
+    """Return the declarations of what an update computes once a call, from ``lr`` and the number of the step."""
+    real = C_TYPE[kernel.dtype]
+    names = {LR: "lr", T: STEP_NUMBER}
+    lines = []
+    for name, expr in kernel.scalars:
+        lines.append(f"const {real} {name} = ({real}){_bound(_text(expr, names, 'float64'))};")
+    return lines
+
+
+def _bound(text: str) -> str:
+    """Return text as an operand of a cast."""
+    return text if re.fullmatch(r"\w+", text) else f"({text})"
 
 
 def _range(update: UpdateRange, optimizer: Optimizer, program: Program) -> dict[str, object]:

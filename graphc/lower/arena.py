@@ -113,10 +113,17 @@ def _loops_match(spec: LoopSpec, operand: int, out: int) -> bool:
 
 def _share(kernel: Kernel, source: int, out: int) -> Kernel:
     """Return the kernel with the output's parameter replaced by the source's, now read and written."""
+    operands = list(kernel.operands)
+    operands[source] = replace(operands[source], name="inout", written=True)
+    return drop_operand(replace(kernel, operands=tuple(operands)), out, source)
+
+
+def drop_operand(kernel: Kernel, dropped: int, instead: int) -> Kernel:
+    """Return the kernel without an operand, what reads or writes it turned to another."""
 
     def position(old: int) -> int:
-        new = source if old == out else old
-        return new - 1 if new > out else new
+        new = instead if old == dropped else old
+        return new - 1 if new > dropped else new
 
     def moved(items: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(
@@ -124,8 +131,7 @@ def _share(kernel: Kernel, source: int, out: int) -> Kernel:
         )
 
     operands = list(kernel.operands)
-    operands[source] = replace(operands[source], name="inout", written=True)
-    del operands[out]
+    del operands[dropped]
     spec, epilogue = kernel.spec, kernel.epilogue
     if isinstance(spec, LoopSpec):
         sweeps = tuple(

@@ -19,7 +19,16 @@ from dataclasses import dataclass
 from graphc.errors import RangeError
 from graphc.lower.arena import ALIGNMENT, buffer_bytes, lifetimes, middle_of
 from graphc.lower.order import Order, live_bytes
-from graphc.lower.rematerialise import WORTH, Block, read, rerun_cheap, run_again, uses_of, written
+from graphc.lower.rematerialise import (
+    WORTH,
+    Block,
+    is_as_before,
+    read,
+    rerun_cheap,
+    run_again,
+    uses_of,
+    written,
+)
 from graphc.lower.replay import replay
 from graphc.memory.interval import round_up
 from graphc.program.ir import Buffer, Call, Space
@@ -127,6 +136,14 @@ class _Chain:
         found = self.of_part(self.cuts[a], self.cuts[b])
         return [x for x in found if x is not self.tensors[b] and self.size(x) >= WORTH]
 
+    def first_reader(self, a: int, b: int) -> int:
+        """Return the step in front of which a part would run again."""
+        return min(r for x in self.dropped(a, b) for r in self.uses[x].reads if r > self.middle)
+
+    def _reads_as_before(self, again: Sequence[Call], step: int) -> bool:
+        """Whether calls that run again in front of a step read the parameters that they read before."""
+        return all(is_as_before(b, step, self.uses) for call in again for b in read(call))
+
     def again(self, a: int, b: int) -> list[Call]:
         """Return the calls that compute what was dropped of a part."""
         wanted = set(self.dropped(a, b))
@@ -165,8 +182,9 @@ class _Chain:
             for way in ways:
                 yield _Choice(way.kept + whole, max(way.peak, way.kept + room), way.flops, way.parts)
         saved = sum(map(self.size, self.dropped(a, b)))
-        if saved:
-            flops = sum(at(call.kernel.flops, self.batch) for call in self.again(a, b))
+        again = self.again(a, b) if saved else []
+        if saved and self._reads_as_before(again, self.first_reader(a, b)):
+            flops = sum(at(call.kernel.flops, self.batch) for call in again)
             tensor = self.tensors[a]
             extra = self.size(tensor) if tensor is not None and tensor not in self.kept else 0
             for way in ways:
@@ -178,8 +196,7 @@ class _Chain:
         """Return the calls of the training step with the chosen parts, and cheap kernels, run again."""
         again: dict[int, list[Call]] = {}
         for a, b in choice.parts:
-            first = min(r for x in self.dropped(a, b) for r in self.uses[x].reads if r > self.middle)
-            again.setdefault(first, []).extend(self.again(a, b))
+            again.setdefault(self.first_reader(a, b), []).extend(self.again(a, b))
         calls, blocks = run_again(self.calls, again)
         return rerun_cheap(calls, [(0, self.middle), *blocks], self.batch)
 

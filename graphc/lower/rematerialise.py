@@ -101,8 +101,13 @@ def _is_cheap(call: Call) -> bool:
 def _is_there(buffer: Buffer, step: int, uses: Mapping[Buffer, Use], dropped: set[Buffer]) -> bool:
     """Whether a buffer is in memory at a step without being kept for longer than it is."""
     if buffer.space is not Space.ARENA:
-        return True
+        return is_as_before(buffer, step, uses)
     return buffer not in dropped and max(uses[buffer].reads) >= step
+
+
+def is_as_before(buffer: Buffer, step: int, uses: Mapping[Buffer, Use]) -> bool:
+    """Whether no kernel ahead of a step has updated a parameter."""
+    return buffer.space is not Space.PARAMS or all(write >= step for write in uses[buffer].writes)
 
 
 def run_again(calls: Sequence[Call], again: Mapping[int, Sequence[Call]]) -> tuple[list[Call], list[Block]]:

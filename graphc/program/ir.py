@@ -89,12 +89,17 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """``name = expr`` with the arguments x0, x1, ... of the expression bound to earlier names."""
+    """``name = expr`` with the arguments x0, x1, ... of the expression bound to earlier names.
+
+    An optimizer's formulas keep their own ``symbols`` in place of x0, x1, ...: printing takes terms in the order of
+    their names, and a sum of three rounds by its order.
+    """
 
     name: str
     dtype: DType
     expr: sp.Expr
     arguments: tuple[tuple[str, DType], ...]
+    symbols: tuple[sp.Symbol, ...] = ()
 
 
 Statement = Load | Index | Random | Number | Compute
@@ -177,7 +182,10 @@ class Operand:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One generated function: the template that prints it and everything that the template needs."""
+    """One generated function: the template that prints it and everything that the template needs.
+
+    ``scalars`` are computed once a call, from the learning rate and the number of the step.
+    """
 
     template: str
     spec: Any
@@ -188,6 +196,7 @@ class Kernel:
     bytes: Size
     dtype: DType
     parallel: bool
+    scalars: tuple[tuple[str, sp.Expr], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -249,6 +258,7 @@ class Slot:
     dtype: DType = "float32"
     constant: bool = False
     group: int = 0
+    gradient: bool = False  # it has a place in the block of gradients
 
 
 @dataclass(frozen=True)
@@ -259,6 +269,19 @@ class UpdateRange:
     end: int
     hyperparameters: tuple[tuple[str, float], ...]
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class UpdateSpec:
+    """The optimizer's slots, and the ranges of the parameter block that share hyperparameters.
+
+    Those of ``at_once``, one parameter each, are updated by the kernels of the training step; the others by a loop
+    over each range when all gradients are known.
+    """
+
+    slots: tuple[str, ...]
+    ranges: tuple[UpdateRange, ...]
+    at_once: tuple[UpdateRange, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -276,7 +299,13 @@ class Program:
     folded_size: int
     params_size: int
     trainable_size: int
+    grads_size: int
     states_size: int
     arena_bytes: int
     offsets: dict[str, dict[str, int]] = field(compare=False)
-    update: Any = None
+    update: UpdateSpec | None = None
+
+    @property
+    def uses_up(self) -> bool:
+        """Whether kernels of the training step update parameters: there is no step without an update then."""
+        return self.update is not None and bool(self.update.at_once)

@@ -72,11 +72,13 @@ class Module:
         self.params = Arrays("parameter", self._blocks["params"], learned, self._mark_stale)
         constants = Arrays("constant", self._blocks["params"], fixed)
         trainable = [s for s in manifest["params"] if s["trainable"]]
-        self.grads = Arrays("gradient", self._blocks["grads"], trainable)
+        kept = [s for s in trainable if s["gradient"]]
+        self.grads = Arrays("gradient", self._blocks["grads"], kept)
+        self._uses_up = len(kept) < len(trainable)
         self.state = Arrays("running statistic", self._blocks["state"], manifest["states"], self._mark_stale)
         self.slots = {
             slot: Arrays(
-                slot, self._blocks["slots"][k * sizes["grads"] : (k + 1) * sizes["grads"]], trainable
+                slot, self._blocks["slots"][k * sizes["trainable"] : (k + 1) * sizes["trainable"]], trainable
             )
             for k, slot in enumerate(manifest["slots"])
         }
@@ -218,7 +220,16 @@ class Module:
         return self._train(inputs, self.lr if lr is None else lr, True)
 
     def backward(self, **inputs: Any) -> StepResult:
-        """Compute loss and gradients (``module.grads``) of a batch in training mode; change nothing else."""
+        """Compute loss and gradients (``module.grads``) of a batch in training mode; change nothing else.
+
+        Raises:
+            GraphcError: the module was compiled with ``keep_gradients=False``.
+        """
+        if self._uses_up:
+            raise GraphcError(
+                f"backward: module {self.name!r} was compiled with keep_gradients=False, which updates parameters "
+                "while their gradients are computed; compile it with keep_gradients=True to read them"
+            )
         return self._train(inputs, 0.0, False)
 
     def _train(self, inputs: Mapping[str, Any], lr: float | None, commit: bool) -> StepResult:

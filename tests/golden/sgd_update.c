@@ -497,7 +497,7 @@ int sgd_update_train_step(sgd_update_context *context, int64_t batch, const floa
     const int64_t N = batch;
     int error = check_batch(context, batch);
     if (!error) error = check_block(context, "params", memory->params, memory->params_bytes, sizeof(float) * SGD_UPDATE_PARAMS);
-    if (!error) error = check_block(context, "grads", memory->grads, memory->grads_bytes, sizeof(float) * SGD_UPDATE_TRAINABLE);
+    if (!error) error = check_block(context, "grads", memory->grads, memory->grads_bytes, sizeof(float) * SGD_UPDATE_GRADS);
     if (!error) error = check_block(context, "slots", memory->slots, memory->slots_bytes, sizeof(float) * SGD_UPDATE_SLOTS);
     if (!error) error = check_block(context, "arena", memory->arena, memory->arena_bytes, SGD_UPDATE_ARENA_TRAIN_STEP_BYTES);
     if (!error) error = check_array(context, "x", x, x_bytes, sizeof *x * (size_t)(3*N));
