@@ -43,9 +43,9 @@ def net(isa: str) -> Emission:
     strip = gc.nn.conv2d(h, 40, 1, stride=2, name="strip")
     narrow = gc.nn.linear(gc.flatten(strided), 48, name="whole")  # whole vectors of columns
     wide = gc.nn.linear(gc.flatten(strip), 19, name="odd")
-    large = gc.nn.linear(gc.nn.linear(wide, 544, name="before"), 512, name="large")  # packed in chunks
-    outputs = {"narrow": narrow, "large": large, "tiles": tiles}
-    loss = gc.mean(narrow * narrow) + gc.mean(large * large) + gc.mean(tiles * tiles)
+    large = gc.nn.linear(gc.flatten(strip), 530, name="large")  # packed in chunks
+    outputs = {"narrow": narrow, "wide": wide, "large": large, "tiles": tiles}
+    loss = gc.mean(narrow * narrow) + gc.mean(wide * wide) + gc.mean(large * large) + gc.mean(tiles * tiles)
     return emission("spilled", outputs, loss, batch=8, isa=isa)
 
 

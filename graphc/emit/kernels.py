@@ -15,7 +15,7 @@ from graphc.emit.pooled import pooled_facts
 from graphc.emit.pooling import pool_facts
 from graphc.emit.text import C_TYPE, SUFFIX, BodyText, extent, linear, literal
 from graphc.emit.winograd import winograd_facts
-from graphc.program.ir import Access, Accumulate, Compute, Epilogue, Kernel, LoopSpec, Statement, Sweep
+from graphc.program.ir import Access, Accumulate, Compute, Epilogue, Kernel, Load, LoopSpec, Statement, Sweep
 from graphc.types import DType, Extent, Size, at, contiguous_strides, product
 
 LANES = 16
@@ -219,6 +219,12 @@ class EpilogueText:
         # The name of an operand that just receives the result, its elements in their order.
         self.flat = kernel.operands[epilogue.stores[0].operand].name if alone else ""
         self.uses = [axis in used for axis in epilogue.axes]
+        loaded = {s.operand for s in epilogue.statements if isinstance(s, Load)}
+        self.fetches = "\n".join(
+            f"GC_PREFETCH({kernel.operands[s.operand].name} + {linear(s.access, epilogue.axes)});"
+            for s in epilogue.stores
+            if s.operand in loaded
+        )  # of what is read and written
 
 
 def _fills_its_array(kernel: Kernel, epilogue: Epilogue) -> bool:

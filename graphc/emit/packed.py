@@ -6,9 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from graphc.emit.chunked import PANEL_BYTES, chunk_of
 from graphc.emit.text import extent
-from graphc.ops.chunked import sums_fit
 from graphc.ops.packed import Border, PackedConvSpec, PackedMatMulSpec, tap_channels, tap_rows
 from graphc.ops.pool2d import PoolGeometry
 from graphc.ops.pooled import pools_register_tiles, walk
@@ -21,6 +19,8 @@ _SUM_BYTES = 2**15  # of partial sums of the weights' gradient, on a thread's st
 _PACKED_BYTES = 2**15  # of the cotangent
 _MANY_ZEROS = 1 / 8  # of all multiply-adds, to be worth skipping
 _BAND, _BAND_BYTES = 64, 2**18  # rows of a transposed factor that are copied at a time
+_STRETCH_BYTES = 2**18  # of B, for which a few rows of the result are written
+_AHEAD = 4  # vectors of columns: what is written there is asked for by then
 _TASKS = 16  # at the least, where there is as much work, so that one slow core does not delay all
 _COPIES = 8  # tasks of a convolution that fill a tile each, at the largest batch
 _UNTURNED = 16  # pixels of a tile whose sums stay in vectors of channels
@@ -52,8 +52,8 @@ def _product_tile(kernel: Kernel, batch: int) -> dict[str, Any]:
     return {
         "tile": tile,
         "band": _band(spec, tile, most * itemsize) if whole else 0,
-        "chunk": _chunk(spec, tile, at(rows, batch), itemsize) if whole else 0,
-        "most_rows": at(rows, batch) // tile * tile,
+        "ahead": _AHEAD * spec.lanes,
+        "stretch": max(1, _STRETCH_BYTES // (most * spec.lanes * itemsize)),
         "most": most,
         "whole": whole,
         "rest": left,
@@ -74,22 +74,6 @@ def _band(spec: PackedMatMulSpec, tile: int, column_bytes: int) -> int:
     band = min(_BAND // tile * tile, fitting)
     worth = spec.transpose_a and isinstance(spec.rows, int) and spec.rows >= _TASKS * _BAND
     return band if worth and band >= 2 * tile else 0
-
-
-def _chunk(spec: PackedMatMulSpec, tile: int, rows: int, itemsize: int) -> int:
-    """Return the depth at which several tiles of rows take turns, so that a first cache holds what they share.
-
-    0 where the whole depth is that small, where there is one tile, or where its sums are many.
-    """
-    deepest = PANEL_BYTES // (spec.lanes * itemsize)
-    if (
-        spec.transpose_a
-        or not isinstance(spec.depth, int)
-        or spec.depth <= 3 * deepest // 2
-        or rows < 2 * tile
-    ):
-        return 0
-    return chunk_of(spec.depth, deepest) if sums_fit(rows, spec.lanes, itemsize) else 0
 
 
 def _convolution_tile(kernel: Kernel, images: int) -> dict[str, Any]:

@@ -171,6 +171,16 @@ _PREFETCH = """\
 #endif
 """
 
+_INDEPENDENT = """\
+/* No iteration of the next loop reads what another writes: gcc, which forgets `restrict` in parallel loops, would
+ * work on single elements. (clang does not, and warns where a function like sqrtf stands in its way.) */
+#if defined _OPENMP && !defined __clang__
+#define GC_INDEPENDENT GC_PRAGMA(omp simd)
+#else
+#define GC_INDEPENDENT
+#endif
+"""
+
 _BORDERED = """\
 /* Fills a tile with rows of the channels of an image that has zeros around it, and between its pixels where these
  * are to be `apart`. The tile begins at row `top`; in a row, `count` pixels begin in column `left`. */
@@ -421,6 +431,7 @@ def tile_helpers(text: str, isa: Isa) -> list[str]:
             for index, kh, kw, n, s in sorted(set(_POOLING.findall(text)))
         ]
         found += [_STORED] if "GC_STORED(" in text or isa.name in _SETTLED else []
+        found += [_INDEPENDENT] if re.search(r"\bGC_INDEPENDENT\b", text) else []
         found += [_PREFETCH] if "GC_PREFETCH(" in text else []
         tiles = set(re.findall(r"\bGC_(ZERO|FETCH|MADDS|STORE)_(\d+)\b", text))
         found += [
