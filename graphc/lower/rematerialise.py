@@ -102,7 +102,7 @@ def _is_there(buffer: Buffer, step: int, uses: Mapping[Buffer, Use], dropped: se
     """Whether a buffer is in memory at a step without being kept for longer than it is."""
     if buffer.space is not Space.ARENA:
         return is_as_before(buffer, step, uses)
-    return buffer not in dropped and max(uses[buffer].reads) >= step
+    return buffer not in dropped and max(uses[buffer].reads, default=-1) >= step
 
 
 def is_as_before(buffer: Buffer, step: int, uses: Mapping[Buffer, Use]) -> bool:
