@@ -104,9 +104,9 @@ def compile(
     operations as make it fit, with the same bits as without. ``rewrites`` says what else may be done to save memory
     (``graphc.Rewrites``). ``keep_gradients=False`` updates every parameter of 4096 elements or more as soon as its
     gradient is known, in the product that computes it where there is one: no block holds these gradients, which saves
-    as many bytes as there are parameters and the time of passing them through memory, with the same bits. Such a
-    module has no ``backward``, and no large gradients in ``grads``. ``dump_dir`` receives every intermediate result
-    as text.
+    about as many bytes as parameters have, with the same bits. Such a module has no ``backward`` and no large
+    gradients in ``grads``, and a step that ``nan_guard`` stops has updated some parameters already. ``dump_dir``
+    receives every intermediate result as text.
 
     Raises:
         GraphcError: whatever is wrong with the graph, the names or the build.

@@ -54,9 +54,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 # Arguments of the module's methods, beside which inputs are passed by name.
 _KEYWORDS = frozenset({"self", "out", "lr"})
 _PREFIXES = ("state.", "grad.", "metric.")
-_AT_ONCE = (
-    2**12
-)  # elements from which on a gradient that nobody keeps is used up at once; others are few bytes
+_AT_ONCE = 2**12  # elements from which on a gradient is used up at once where none need be kept
 _ALIGN = 64  # every parameter starts at a multiple of this many bytes
 Dump = Callable[[str, Callable[[], str]], None]
 

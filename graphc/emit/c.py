@@ -47,6 +47,9 @@ _ENTRY_DOCS = {
     "train_step": "Forward, backward and, if `commit` is not 0, the update of parameters and statistics.",
     "fold": "Computes what inference needs of the parameters alone; call it after they have changed.",
 }
+_UPDATES_DOC = (
+    "Forward and backward; parameters are updated as gradients are computed: `commit` must not be 0."
+)
 _STEP_ARGUMENTS = {"lr": "lr", STEP_NUMBER: "(double)(context->step + 1)"}
 # Functions and types of the module, without its prefix.
 _PUBLIC = (
@@ -279,7 +282,7 @@ class _Emitter:
         return {
             "name": entry.name,
             "signature": signature(f"int {self.program.name}_{entry.name}", parameters),
-            "doc": _ENTRY_DOCS.get(entry.name, "Computes one variant of a kernel, to be measured."),
+            "doc": self._entry_doc(entry),
             "arguments": [
                 {"comment": f"{self.arguments[a.name]}: {C_TYPE[a.dtype]} {shape_text(a.shape)}"
                             f"{', written' if w else ''}"} for a, w in arguments
@@ -295,6 +298,11 @@ class _Emitter:
             "calls": calls,
             "tail": tail,
         }  # fmt: skip
+
+    def _entry_doc(self, entry: Entry) -> str:
+        if entry.name == "train_step" and self.program.uses_up:
+            return _UPDATES_DOC
+        return _ENTRY_DOCS.get(entry.name, "Computes one variant of a kernel, to be measured.")
 
     def _block_checks(self, entry: Entry) -> list[str]:
         """Return the checks of the module's memory that an entry point needs."""

@@ -86,7 +86,6 @@ class _Formulas:
                 self.scalars.append((self.values[symbol], expr))
         places = [("weights", W, target.weight)]
         places += [(s, slot(s), buffer) for s, buffer in zip(rule.slots, target.slots, strict=True)]
-        self.buffers: dict[str, Buffer] = {}
         for name, symbol, buffer in places:
             self.values[symbol] = self._fresh(f"{symbol.name}_old")
             self.loads.append((self.values[symbol], buffer))
