@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from budget import cost
 from helpers import arena_checker
 
 import graphc as gc
@@ -20,7 +21,6 @@ from graphc.memory.interval import round_up
 from graphc.pipeline import Request, compile_program
 from graphc.program.ir import Entry, Space
 from graphc.rewrites import ALL, Rewrites
-from graphc.types import at
 
 NETS = ("lenet", "alexnet", "vgg16", "googlenet", "resnet18", "resnet50")
 MIB = 2**20
@@ -112,25 +112,35 @@ def test_training_keeps_no_more_than_published(net: str) -> None:
     assert with_input(entry, plan, 1) <= TRAINING[net][1] * MIB * 1.0002 + padding
 
 
-# Of ResNet-50 at batch 32: the budget as a part of the arena without one, then what may be kept for the backward pass
-# as a part of what is kept without one, and the percentage of the forward pass that may run again for it: 2 more than
-# published. The last line has no published figure: the arena itself is less than two fifths of what is kept without.
-BUDGETS = [(0.61, 0.6, 19.2 + 2), (0.504, 0.5, 29.9 + 2), (0.389, 0.4, 100.0)]
+# Net, whether convolutions may use Winograd's algorithm, and the budget as a part of the arena without one; then what
+# may be kept for the backward pass as a part of what is kept without a budget, and the percentage of the forward pass
+# that may run again for it: published figures, which count direct convolutions. VGG-16 has no published figure for
+# what its first two layers let be kept; 30.5 is that for 60 %. The last line has none: there the arena itself is
+# less than two fifths of what is kept without a budget, and what it cost when this was written is allowed.
+BUDGETS = [
+    ("resnet50", True, 0.61, 0.6, 19.2),
+    ("resnet50", True, 0.504, 0.5, 29.9),
+    ("resnet18", False, 0.62, 0.6, 19.3),
+    ("resnet18", False, 0.513, 0.5, 32.0),
+    ("googlenet", False, 0.6, 0.6, 33.7),
+    ("googlenet", False, 0.5, 0.5, 56.9),
+    ("vgg16", True, 0.77, 0.64, 30.5),
+    ("resnet50", True, 0.389, 0.4, 46.0),
+]
 
 
-@pytest.mark.parametrize(("part", "kept", "again"), BUDGETS)
-def test_a_budget_costs_no_more_than_published(part: float, kept: float, again: float) -> None:
+@pytest.mark.parametrize(("net", "winograd", "part", "kept", "again"), BUDGETS)
+def test_a_budget_costs_no_more_than_published(
+    net: str, winograd: bool, part: float, kept: float, again: float
+) -> None:
     """Operations that run again, as the plan's kernels count them."""
-    _, free = planned("resnet50", 32, True)["train_step"]
-    compiled = compile_program(request("resnet50", 32, True, memory_budget=int(part * free.arena_bytes)))
-    entries, tight = {e.name: e for e in compiled.program.entries}, compiled.plans["train_step"]
+    _, free = planned(net, 32, True, winograd=winograd)["train_step"]
+    tight, repeated = cost(net, 32, int(part * free.arena_bytes), winograd)
     assert tight.arena_bytes == tight.lower_bound_bytes <= part * free.arena_bytes
     assert tight.kept_bytes <= kept * free.kept_bytes
     if part < 0.4:
         assert tight.arena_bytes <= 0.4 * free.kept_bytes
-    forward = sum(at(call.kernel.flops, 32) for call in entries["evaluate"].calls)
-    repeated = sum(at(call.kernel.flops, 32) for call in entries["train_step"].calls if call.again)
-    assert 100 * repeated <= again * forward
+    assert repeated <= again
 
 
 MODELS = (
