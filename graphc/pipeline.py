@@ -461,7 +461,8 @@ class Builder:
             else:
                 buffers[key] = Buffer(key, node.dtype, node.type.size, Space.OUTPUT)
                 outputs.append(Argument(key, node.dtype, node.shape, buffers[key]))
-        lowering = EntryLowering(stored, self.request.rewrites.concat)
+        # Where every node has a kernel of its own, its value is guarded: a part of a concatenation is none.
+        lowering = EntryLowering(stored, self.request.rewrites.concat and not self.request.apart)
         lowering.lower(groups, [(graph[k], b) for k, b in buffers.items()])
         commits = self._commits(graph, buffers)
         calls = update_at_once(lowering.calls, self._targets(buffers))

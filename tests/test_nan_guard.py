@@ -137,3 +137,21 @@ def test_both_kinds_of_module_agree() -> None:
     np.testing.assert_allclose(
         guarded.predict(x=values)["logits"], plain.predict(x=values)["logits"], rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("poison", [False, True])
+def test_parts_of_a_concatenation_are_no_values(poison: bool) -> None:
+    """Before its last part is written, the rest of a concatenation holds anything: a step's NaNs from before, too."""
+    x, y = gc.input("x", ("N", 4, 6, 6)), gc.input("y", ("N",), dtype="int32")
+    branches = [gc.relu(gc.nn.conv2d(x, 4, 3, padding=1)), gc.relu(gc.nn.conv2d(x, 6, 1))]
+    h = gc.nn.batch_norm(gc.nn.conv2d(gc.concat(branches, axis=1), 5, 3))
+    logits = gc.nn.linear(gc.flatten(h), 3)
+    module = gc.compile(
+        {"logits": logits}, gc.losses.cross_entropy(logits, y), gc.SGD(lr=0.1), batch=2, build=_QUICK,
+        nan_guard=True, poison=poison,
+    )  # fmt: skip
+    images = np.random.default_rng(0).normal(size=(2, 4, 6, 6)).astype("f")
+    first = module.backward(x=images, y=_LABELS)
+    with pytest.raises(NumericalError, match="first appears in conv2d"):
+        module.train_step(x=images * np.nan, y=_LABELS)
+    assert module.backward(x=images, y=_LABELS) == first

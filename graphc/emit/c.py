@@ -23,7 +23,7 @@ from graphc.emit.update import STEP_NUMBER, scalar_lines, update_context
 from graphc.lower.names import c_name, words
 from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
-from graphc.program.ir import Buffer, Call, Entry, Kernel, Program, Space
+from graphc.program.ir import Buffer, Call, Entry, Kernel, LoopSpec, Program, Space
 from graphc.types import at, shape_text
 
 ABI = 1
@@ -254,7 +254,7 @@ class _Emitter:
     def _entry(self, entry: Entry) -> dict[str, object]:
         local = _Locals(self, entry)
         kernels = entry.calls[: entry.commit or None]
-        calls = [self._call(call, number, local) for number, call in enumerate(kernels)]
+        calls = [self._call(entry, number, local) for number in range(len(kernels))]
         first = self.program.entries[0]
         for made, call, known in zip(calls, kernels, first.calls if entry is not first else (), strict=False):
             if (call.kernel, call.nodes, call.sources) != (known.kernel, known.nodes, known.sources):
@@ -347,7 +347,8 @@ class _Emitter:
         names = {b.name: local.name(b) for b in sorted(buffers, key=lambda b: b.name)}
         return poison_dead(self.poison[entry.name], local.offsets, names, self.program.dtype)
 
-    def _call(self, call: Call, number: int, local: _Locals) -> dict[str, object]:
+    def _call(self, entry: Entry, number: int, local: _Locals) -> dict[str, object]:
+        call = entry.calls[number]
         arguments = [local.name(b) for b in call.buffers]
         if helper_of(call.kernel):
             text = helper_call(call, threads_text(self._parallel_from(call.kernel)), *arguments)
@@ -357,13 +358,11 @@ class _Emitter:
             arguments += [threads_text(self._parallel_from(call.kernel))] if function.uses_threads else []
             arguments += function.more
             text = signature(function.name, arguments) + ";"
-        guards = []
-        if self.nan_guard:
-            # What a kernel leaves unwritten of its workspace is poisoned, and no result.
-            skipped = local.workspaces if self.poison else set()
-            for operand, buffer in zip(call.kernel.operands, call.buffers, strict=True):
-                if operand.written and buffer.dtype == self.program.dtype and buffer not in skipped:
-                    guards.append(f"all_finite({local.name(buffer)}, {buffer.size})")
+        guards = [
+            f"all_finite({local.name(buffer)}, {buffer.size})"
+            for operand, buffer in zip(call.kernel.operands, call.buffers, strict=True)
+            if operand.written and self._is_guarded(entry, number, buffer, local)
+        ]
         return {
             "text": text,
             "comment": comment_text(call_text(call, 4)),
@@ -371,12 +370,23 @@ class _Emitter:
             "number": number,
         }
 
+    def _is_guarded(self, entry: Entry, number: int, buffer: Buffer, local: _Locals) -> bool:
+        """Whether what a call leaves in a buffer must be finite.
+
+        Not in a workspace, of which a kernel may leave some unwritten, and not in a concatenation of which the next
+        call writes another part: what was there before is no value.
+        """
+        if not self.nan_guard or buffer.dtype != self.program.dtype or buffer in local.workspaces:
+            return False
+        later = next((call for call in entry.calls[number + 1 :] if buffer in call.buffers), None)
+        return later is None or _reads(later, buffer)
+
     def _commit(self, entry: Entry, local: _Locals, dead: Mapping[int, list[str]]) -> list[str]:
         if entry.name != "train_step":
             return []
         lines = ["if (commit) {"]
         for number, call in enumerate(entry.calls[entry.commit :] if entry.commit else (), entry.commit):
-            made = self._call(call, number, local)
+            made = self._call(entry, number, local)
             if helper_of(call.kernel) != "memcpy":  # a running statistic: its name says what it is
                 lines.append(f"/* {made['comment']} */")
             lines += [str(made["text"]), *dead.get(number, [])]
@@ -439,6 +449,14 @@ def _cdef(header: str) -> str:
     text = re.sub(r"#ifdef __cplusplus.*?#endif", "", text, flags=re.DOTALL)
     lines = [line for line in text.split("\n") if not line.startswith("#")]
     return "\n".join(line for line in lines if line.strip()) + "\n"
+
+
+def _reads(call: Call, buffer: Buffer) -> bool:
+    """Whether a call reads a buffer, rather than only writing it."""
+    if not isinstance(call.kernel.spec, LoopSpec):
+        return True
+    read = {load.operand for load in call.kernel.spec.loads}
+    return any(b == buffer and number in read for number, b in enumerate(call.buffers))
 
 
 def emit_c(

@@ -95,17 +95,14 @@ def _same_element(a: Access, b: Access, shape: Shape) -> bool:
 
 def _loops_match(spec: LoopSpec, operand: int, out: int) -> bool:
     """Whether loops read the operand only at the element written, and write in the last sweep alone."""
-    sweeps = [(s, (*s.statements, *s.kept_statements), (*s.stores, *s.kept_stores)) for s in spec.sweeps]
-    writes = [
-        (number, s.access) for number, (_, _, stores) in enumerate(sweeps) for s in stores if s.operand == out
-    ]
-    statements = [*spec.before, *(s for _, body, _ in sweeps for s in body)]
-    loads = [s.access for s in statements if isinstance(s, Load) and s.operand == operand]
+    stored = [(*sweep.stores, *sweep.kept_stores) for sweep in spec.sweeps]
+    writes = [(number, s.access) for number, stores in enumerate(stored) for s in stores if s.operand == out]
+    loads = [load.access for load in spec.loads if load.operand == operand]
     if len(writes) != 1 or not loads:
         return False
     number, write = writes[0]
     # Other stores of the same access stand in the last sweep too: an earlier one would be followed by reads.
-    stored_in = {n for n, (_, _, stores) in enumerate(sweeps) if any(s.access == write for s in stores)}
+    stored_in = {n for n, stores in enumerate(stored) if any(s.access == write for s in stores)}
     return (
         all(access == write for access in loads) and number == len(spec.sweeps) - 1 and stored_in == {number}
     )

@@ -151,6 +151,12 @@ class LoopSpec:
     before: tuple[Statement, ...]
     sweeps: tuple[Sweep, ...]
 
+    @property
+    def loads(self) -> list[Load]:
+        """All reads of operands."""
+        bodies = ((*sweep.statements, *sweep.kept_statements) for sweep in self.sweeps)
+        return [s for body in (self.before, *bodies) for s in body if isinstance(s, Load)]
+
 
 @dataclass(frozen=True, slots=True)
 class Epilogue:
