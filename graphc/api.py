@@ -17,6 +17,7 @@ from graphc.artifact import Artifact, cached_artifact, fingerprint, make_manifes
 from graphc.build import BuildOptions, Cache, build_extension, target_macros
 from graphc.emit.c import emit_c
 from graphc.errors import GraphError, RangeError, UnknownNameError
+from graphc.export import make_bundle, target_named, write_bundle
 from graphc.graph.node import Node
 from graphc.initialisers import Array as ArrayInitialiser
 from graphc.initialisers import Initialiser, stream
@@ -60,6 +61,61 @@ class Module(RuntimeModule):
         if entry not in self._plans:
             raise RangeError(f"no plan for {mode!r}; this module has {', '.join(self._plans)}")
         return self._plans[entry]
+
+    def export(
+        self,
+        folder: str | Path,
+        *,
+        train: bool = False,
+        target: str = "native",
+        weights: str = "file",
+        name: str | None = None,
+        batch: int | None = None,
+        single_file: bool = False,
+        overwrite: bool = False,
+        build: BuildOptions | None = None,
+    ) -> Path:
+        """Write a folder that needs neither Python nor graphc: C source, weights, build files, example, self-check.
+
+        ``train`` adds the training step with the optimizer's state; without it the bundle holds inference alone, its
+        weights folded already. ``target`` is ``"native"`` or a name of ``graphc.export.TARGETS``. ``weights`` are a
+        ``"file"``, an array in ``"c"`` or an ``"object"`` that is linked in. ``name`` is the prefix of files and
+        functions, ``batch`` the largest batch, both by default the module's; ``single_file`` puts all C into one.
+        An existing folder is replaced only with ``overwrite``. ``build`` says how code is built here, to fold
+        weights and to record what a batch gives.
+
+        Raises:
+            GraphcError: the module has no training step or no outputs, the target is unknown, or the folder cannot be
+                written; nothing is left behind then.
+        """
+        if train and self._request.optimizer is None:
+            raise GraphError(
+                f"export: module {self.name!r} was compiled without an optimizer, so that it cannot train"
+            )
+        if not train and not self._request.outputs:
+            raise GraphError(f"export: module {self.name!r} has no outputs to predict")
+        goal = target_named(target, self._request.isa.name)
+        request = replace(
+            self._request,
+            name=self.name if name is None else _checked_name(name),
+            batch=self.batch if batch is None else _checked_batch(batch),
+        )
+        bundle = make_bundle(
+            request,
+            goal,
+            self._hand_over,
+            train=train,
+            build=build or BuildOptions(),
+            single_file=single_file,
+        )
+        return write_bundle(bundle, folder, weights=weights, overwrite=overwrite)
+
+    def _hand_over(self, other: RuntimeModule) -> None:
+        """Another module of the net gets what this one has of its weights and, where it trains, of their training."""
+        known = other.state_dict()
+        other.load_state_dict({name: value for name, value in self.state_dict().items() if name in known})
+        for name in other.constants:
+            other.constants[name] = self.constants[name]
 
 
 def compile(
@@ -233,10 +289,26 @@ def _request(
         raise GraphError("compile: needs at least one output or a loss")
     if target != "c":
         raise RangeError(f"compile: target {target!r} is unknown; there is 'c'")
-    if not isinstance(batch, int) or isinstance(batch, bool) or not 1 <= batch <= 2**20:
-        raise RangeError(f"compile: batch must be an int in 1..{2**20}, got {batch!r}")
+    _checked_batch(batch)
     if dtype not in ("float32", "float64"):
         raise RangeError(f"compile: dtype must be 'float32' or 'float64', got {dtype!r}")
+    _checked_name(name)
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise GraphError(f"compile: optimizer must be one such as gc.SGD(...), got {optimizer!r}")
+    if optimizer is not None and loss is None:
+        raise GraphError("compile: an optimizer needs a loss")
+    if not isinstance(seed, int):
+        raise RangeError(f"compile: seed must be an int, got {seed!r}")
+    return Request(name, named, loss, dict(metrics), optimizer, batch, check_dtype(dtype))
+
+
+def _checked_batch(batch: int) -> int:
+    if not isinstance(batch, int) or isinstance(batch, bool) or not 1 <= batch <= 2**20:
+        raise RangeError(f"compile: batch must be an int in 1..{2**20}, got {batch!r}")
+    return batch
+
+
+def _checked_name(name: str) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", name):
         shown = name if len(str(name)) <= 80 else f"{str(name)[:77]}..."
         raise UnknownNameError(f"compile: name {shown!r} must be a short lower-case identifier")
@@ -245,13 +317,7 @@ def _request(
         raise UnknownNameError(
             f"compile: name {name!r} would give the macro {macro} of unistd.h a second meaning"
         )
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise GraphError(f"compile: optimizer must be one such as gc.SGD(...), got {optimizer!r}")
-    if optimizer is not None and loss is None:
-        raise GraphError("compile: an optimizer needs a loss")
-    if not isinstance(seed, int):
-        raise RangeError(f"compile: seed must be an int, got {seed!r}")
-    return Request(name, named, loss, dict(metrics), optimizer, batch, check_dtype(dtype))
+    return name
 
 
 def _dumper(folder: Path) -> Dump:

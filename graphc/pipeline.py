@@ -87,6 +87,7 @@ class Request:
     rewrites: Rewrites = ALL
     apart: bool = False  # one kernel for every node: nan_guard must be able to name it
     keep_gradients: bool = True  # in a block; otherwise large ones are used up where they are computed
+    frozen: bool = False  # inference reads what the fold step gave, and no parameters
 
 
 @dataclass(frozen=True)
@@ -364,7 +365,9 @@ class Builder:
         scaled = pool_before_activation(
             simplify(fold_scales(simple))
         )  # a batch norm only adds to channels now
-        called, fixed = hoist_fixed(simplify(pack(scaled, self.layouts)), first=len(self.folded))
+        called, fixed = hoist_fixed(
+            simplify(pack(scaled, self.layouts)), len(self.folded), self.request.frozen
+        )
         renumbered = self._register_folded(called, fixed)
         self._show(name, renumbered)
         self._lower(name, renumbered, special, {})

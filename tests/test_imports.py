@@ -33,6 +33,7 @@ LAYERS = [
     ["graphc.pipeline"],
     ["graphc.artifact", "graphc.layers"],
     ["graphc.tuning"],
+    ["graphc.export"],
     ["graphc.api"],
     ["graphc"],
     ["graphc.cli", "graphc.__main__"],
@@ -41,7 +42,7 @@ LAYERS = [
 # time to import than a build takes that is found in the cache.
 DEFERRED = {"_cffi_backend", "cffi", "filelock", "matplotlib", "platformdirs", "safetensors", "torch", "tqdm"}
 # The compiler shares the runtime's errors; only what joins the two may use the rest of it.
-JOINS = ("graphc.api", "graphc.cli", "graphc.tuning")
+JOINS = ("graphc.api", "graphc.cli", "graphc.export", "graphc.tuning")
 
 
 @dataclass(frozen=True)

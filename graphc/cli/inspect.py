@@ -6,8 +6,7 @@ import argparse
 
 import graphc as gc
 from graphc.cli import places
-from graphc.cli.nets import compile_net
-from graphc.errors import RangeError
+from graphc.cli.nets import module_of
 from graphc.passes.fuse import print_groups
 from graphc.pipeline import entry_groups
 
@@ -48,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     if options.show == "layers":
         print(gc.layers_table(gc.layers(_outputs(options.net or "model:lenet"))), end="")
         return
-    module = _module(options.net, options.batch)
+    module = module_of(options.net, options.batch)
     entry = _MODES[options.mode]
     if options.show == "source":
         print("\n".join(module.source.values()))
@@ -68,25 +67,3 @@ def _outputs(place: str) -> places.Tensors:
     if isinstance(found, dict):
         return found
     return found._request.outputs  # as written; found.compiled has been rewritten, and may take long
-
-
-def _module(place: str | None, batch: int | None) -> gc.Module:
-    """Return the net at a place, compiled."""
-    if place is None:
-        return compile_net("lenet") if batch is None else compile_net("lenet", batch=batch)
-    found = places.find(place)
-    if isinstance(found, gc.Module):
-        if batch is not None:
-            raise RangeError(f"--batch {batch}: {place} is compiled already, for a batch of {found.batch}")
-        return found
-    batch = 1 if batch is None else batch
-    if not places.is_model(place):
-        return gc.compile(found, batch=batch)
-    y = gc.input("y", ("N",), dtype="int32")
-    main, *auxiliary = (gc.losses.cross_entropy(logits, y) for logits in found.values())
-    loss = main
-    for other in auxiliary:  # those of GoogLeNet, with the weight of its paper
-        loss = loss + 0.3 * other
-    return gc.compile(
-        found, loss=loss, optimizer=gc.SGD(lr=0.05, momentum=0.9), batch=batch, name=places.model_name(place)
-    )

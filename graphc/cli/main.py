@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from graphc.cli import convert, demo, inspect, train
+from graphc.cli import build, convert, demo, inspect, train
 from graphc.errors import GraphcError
 
-_COMMANDS = (demo, train, inspect, convert)
+_COMMANDS = (demo, train, inspect, build, convert)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

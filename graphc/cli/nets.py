@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 
 import graphc as gc
+from graphc.cli import places
+from graphc.errors import RangeError
 from graphc.optim import Optimizer
 
 SIDE = 32  # every image fills a canvas of this many pixels a side
@@ -45,3 +47,29 @@ def usable_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return min(len(os.sched_getaffinity(0)), 64)
     return os.cpu_count() or 1
+
+
+def module_of(place: str | None, batch: int | None = None) -> gc.Module:
+    """Return the net at a place, compiled; without a place the LeNet of the demo. ``batch`` is by default 1.
+
+    Raises:
+        GraphcError: there is no such net, or it is compiled already and the batch is another.
+    """
+    if place is None:
+        return compile_net("lenet") if batch is None else compile_net("lenet", batch=batch)
+    found = places.find(place)
+    if isinstance(found, gc.Module):
+        if batch is not None:
+            raise RangeError(f"--batch {batch}: {place} is compiled already, for a batch of {found.batch}")
+        return found
+    batch = 1 if batch is None else batch
+    if not places.is_model(place):
+        return gc.compile(found, batch=batch)
+    y = gc.input("y", ("N",), dtype="int32")
+    main, *auxiliary = (gc.losses.cross_entropy(logits, y) for logits in found.values())
+    loss = main
+    for other in auxiliary:  # those of GoogLeNet, with the weight of its paper
+        loss = loss + 0.3 * other
+    return gc.compile(
+        found, loss=loss, optimizer=gc.SGD(lr=0.05, momentum=0.9), batch=batch, name=places.model_name(place)
+    )

@@ -20,6 +20,7 @@ from graphc.emit.prelude import helpers_for
 from graphc.emit.text import C_TYPE, SUFFIX, indent, minus, signature, statement, times
 from graphc.emit.threads import parallel_from, threads_text
 from graphc.emit.update import STEP_NUMBER, scalar_lines, update_context
+from graphc.emit.weights import weights_context
 from graphc.lower.names import c_name, words
 from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
@@ -53,14 +54,14 @@ _UPDATES_DOC = (
 _STEP_ARGUMENTS = {"lr": "lr", STEP_NUMBER: "(double)(context->step + 1)"}
 # Functions and types of the module, without its prefix.
 _PUBLIC = (
-    "abi", "context", "context_bytes", "evaluate", "fault", "fold", "get_step", "init", "memory", "message",
-    "predict", "set_seed", "set_step", "set_threads", "train_step",
+    "abi", "context", "context_bytes", "evaluate", "fault", "fold", "get_step", "init", "load", "memory", "message",
+    "predict", "set_seed", "set_step", "set_threads", "store", "train_step",
 )  # fmt: skip
 # Variables and functions of the entry points' template.
 _LOCALS = words(
-    "all_finite arena batch check_array check_batch check_block check_commit check_values_b check_values_i "
+    "add_words all_finite arena batch check_array check_batch check_block check_commit check_values_b check_values_i "
     "check_values_l commit context context_bytes error folded grads isfinite k lr memory memset params "
-    "random seed slots snprintf state step update"
+    "random refuse_weights seed slots snprintf state step update weights_expected weights_header weights_sums"
 )
 
 
@@ -128,9 +129,17 @@ class Identifiers:
 
 class _Emitter:
     def __init__(
-        self, program: Program, optimizer: Optimizer | None, nan_guard: bool, poison: Mapping[str, ArenaPlan]
+        self,
+        program: Program,
+        optimizer: Optimizer | None,
+        nan_guard: bool,
+        poison: Mapping[str, ArenaPlan],
+        graph: str,
+        single_file: bool,
     ):
         self.program = program
+        self.graph = graph
+        self.single_file = single_file
         self.optimizer = optimizer
         self.nan_guard = nan_guard
         self.poison = poison
@@ -151,7 +160,8 @@ class _Emitter:
                 if not helper_of(call.kernel):
                     calls.setdefault(call.kernel, []).append((entry, call))
         anchors = sum(kernel.template != "loops" for kernel in calls)
-        self.split = len(calls) >= units.SPLIT_FROM or anchors >= units.SPLIT_FROM_ANCHORS
+        large = len(calls) >= units.SPLIT_FROM or anchors >= units.SPLIT_FROM_ANCHORS
+        self.split = large and not self.single_file
         for kernel, users in calls.items():
             entries = list(dict.fromkeys(e.name for e, _ in users))
             self.functions[kernel] = self._function(kernel, [c for _, c in users], entries)
@@ -249,6 +259,8 @@ class _Emitter:
             "entries_use_blocks": any(e["uses_blocks"] for e in entries),
             "bound_types": [{"suffix": SUFFIX[d], "ctype": C_TYPE[d]} for d in sorted(bounds)],
             "guarded": self.nan_guard,
+            "weights": weights_context(p, self.graph) if self.graph else None,
+            "inference": bool(self.graph) and p.params_size == 0,
         }  # fmt: skip
 
     def _entry(self, entry: Entry) -> dict[str, object]:
@@ -465,10 +477,13 @@ def emit_c(
     *,
     nan_guard: bool = False,
     poison: Mapping[str, ArenaPlan] | None = None,
+    graph: str = "",
+    single_file: bool = False,
 ) -> Emitted:
     """Return the C source, the header and the cffi declarations of a program.
 
     With ``nan_guard`` an entry point stops after the kernel that wrote a NaN or Inf. ``poison`` has the plans of
-    the entry points that fill with NaNs what does not live in the arena.
+    the entry points that fill with NaNs what does not live in the arena. ``graph`` adds the functions of an exported
+    module, whose weights file must have that digest. ``single_file`` leaves the kernels of a large net in one file.
     """
-    return _Emitter(program, optimizer, nan_guard, poison or {}).emit()
+    return _Emitter(program, optimizer, nan_guard, poison or {}, graph, single_file).emit()

@@ -84,23 +84,32 @@ def _varies_only_along(shape: Shape, rank: int, axis: int) -> bool:
     )
 
 
-def hoist_fixed(outputs: Mapping[str, Node], first: int = 0) -> tuple[dict[str, Node], dict[str, Node]]:
+def hoist_fixed(
+    outputs: Mapping[str, Node], first: int = 0, frozen: bool = False
+) -> tuple[dict[str, Node], dict[str, Node]]:
     """Split a graph into (what runs at every call, what the fold step computes).
 
     The first reads ``folded`` leaves; the second gives their values under the names ``folded_0``, ...,
     counted from ``first``: two entry points of one module must not give the same number to two values.
+    ``frozen`` copies what is read as it is, too: what runs at every call then reads no parameters at all.
     """
     fixed = fixed_nodes(outputs)
     wanted: dict[Node, None] = {}
+
+    def want(node: Node) -> None:
+        while isinstance(node.op, Movement):
+            node = node.inputs[0]
+        stored = frozen and isinstance(node.op, (Parameter, State, Constant))
+        if node in fixed and (stored or not is_virtual(node)):
+            wanted[node] = None
+
     for node in topological(outputs.values()):
-        if node in fixed:
-            continue
-        for operand in node.inputs:
-            source = operand
-            while isinstance(source.op, Movement):
-                source = source.inputs[0]
-            if source in fixed and not is_virtual(source):
-                wanted[source] = None
+        if node not in fixed:
+            for operand in node.inputs:
+                want(operand)
+    if frozen:
+        for node in outputs.values():
+            want(node)
     leaves = {
         node: Folded(node.dtype, tuple(d for d in node.shape if isinstance(d, int)), number)(name=node.name)
         for number, node in enumerate(wanted, first)

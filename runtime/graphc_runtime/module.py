@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Module:
         fixed = [s for s in manifest["params"] if s.get("constant")]
         learned = [s for s in manifest["params"] if not s.get("constant")]
         self.params = Arrays("parameter", self._blocks["params"], learned, self._mark_stale)
-        constants = Arrays("constant", self._blocks["params"], fixed)
+        self.constants = Arrays("constant", self._blocks["params"], fixed, self._mark_stale)
         trainable = [s for s in manifest["params"] if s["trainable"]]
         kept = [s for s in trainable if s["gradient"]]
         self.grads = Arrays("gradient", self._blocks["grads"], kept)
@@ -86,7 +86,9 @@ class Module:
             e["name"]: Entry(e, self._function(e["name"]), self.batch, self.ffi) for e in manifest["entries"]
         }
         for name, value in initial.items():
-            target = next(t for t in (self.state, constants, self.params) if name in t or t is self.params)
+            target = next(
+                t for t in (self.state, self.constants, self.params) if name in t or t is self.params
+            )
             if callable(value):
                 target.draw_later(name, value)
             else:
@@ -194,6 +196,12 @@ class Module:
             if code:
                 self._fail(self._entries["fold"], code, [])
         self._stale = False
+
+    def weight_blocks(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return copies of whole memory blocks ("params", "slots", "state", "folded"), as a weights file has them."""
+        if self._stale:
+            self._fold()
+        return {name: self._blocks[name].copy() for name in names}
 
     def predict(self, *, out: Mapping[str, np.ndarray] | None = None, **inputs: Any) -> dict[str, np.ndarray]:
         """Return the outputs for a batch of 1 up to the compiled batch, in inference mode.

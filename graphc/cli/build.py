@@ -1,0 +1,65 @@
+"""``graphc build``: writes a net as a folder of C that needs neither Python nor graphc."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from graphc.cli import places
+from graphc.cli.nets import module_of
+from graphc.export import TARGETS
+
+NAME = "build"
+SUMMARY = "export a net as C source, weights, build files and a self-check"
+DESCRIPTION = f"""\
+Writes a folder that needs neither Python nor graphc: C source and header, a C++ wrapper, the weights, an
+example, a Makefile (make check compares with what was recorded here), a CMake package and a README.
+Inference alone by default, its weights folded; --train adds the training step.
+
+{places.SYNTAX}
+
+A ready-made net is compiled with cross-entropy and SGD. Weights are random unless --weights-from names a file."""
+EXAMPLES = """\
+examples:
+  graphc build model:lenet -o lenet/ && make -C lenet check
+  graphc build model.py:module -o out/ --weights-from trained.safetensors --batch 1
+  graphc build model:resnet_cifar -o resnet/ --train --name resnet
+  graphc build model:lenet -o arm/ --target aarch64 --weights c --single-file"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add = parser.add_argument
+    add("net", metavar=places.METAVAR)
+    add("-o", "--out", type=Path, required=True, metavar="FOLDER", help="must be empty or not there")
+    add("--train", action="store_true", help="with the training step and the optimizer's state")
+    add(
+        "--weights-from",
+        type=Path,
+        metavar="FILE",
+        help="a safetensors file, as module.save and graphc train write it",
+    )
+    add("--batch", type=int, help="the largest batch (default: the module's, or 1)")
+    add("--name", help="prefix of files and functions (default: the net's)")
+    add("--target", default="native", choices=("native", *TARGETS), metavar="TARGET",
+        help=f"native (default), {', '.join(TARGETS)}")  # fmt: skip
+    add("--weights", default="file", choices=("file", "c", "object"),
+        help="a file that is read (default), an array in C, or an object that is linked in")  # fmt: skip
+    add("--single-file", action="store_true", help="all C in one file")
+    add("--overwrite", action="store_true", help="replace the folder")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the folder and say what to do with it."""
+    module = module_of(
+        options.net
+    )  # a module that is compiled already keeps its own batch until it is exported
+    if options.weights_from is not None:
+        module.load(options.weights_from)
+    folder = module.export(
+        options.out, train=options.train, target=options.target, weights=options.weights, name=options.name,
+        batch=options.batch, single_file=options.single_file, overwrite=options.overwrite,
+    )  # fmt: skip
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    print(f"{folder}: {len(files)} files, {size:,} bytes; next: make -C {folder} check")

@@ -1,0 +1,47 @@
+"""What an exported module's C knows of its weights file: its size, its blocks, and the graph that it belongs to."""
+
+from __future__ import annotations
+
+from graphc.program.ir import Program
+from graphc.types import ITEMSIZE
+
+HEADER_BYTES = 128
+CONTEXT_BYTES = 512  # of any module's context, with room to spare
+_ALIGN = 64
+
+
+def weights_context(program: Program, graph: str) -> dict[str, object]:
+    """Return what the templates need. ``graph`` is the digest that the file must have, 64 hexadecimal digits."""
+    item = ITEMSIZE[program.dtype]
+    trains = any(entry.name == "train_step" for entry in program.entries)
+    slots = len(program.update.slots) * program.trainable_size if program.update else 0
+    elements = {"params": program.params_size, "slots": slots, "state": program.states_size, "folded": 0}
+    if not trains:
+        elements = {**dict.fromkeys(elements, 0), "folded": program.folded_size}
+    sizes = [-(-count * item // _ALIGN) * _ALIGN for count in elements.values()]
+    weights = HEADER_BYTES + sum(sizes)
+    upper = program.name.upper()
+    blocks = (*elements.values(), program.grads_size, program.folded_size)
+    mutable = sum(-(-count * item // _ALIGN) * _ALIGN for count in blocks) if trains else 0
+    digest = ", ".join(f"0x{graph[k : k + 2]}" for k in range(0, len(graph), 2))
+    areas = [
+        ("weights", weights, "the weights file"),
+        ("constant", 0 if trains else weights, "what no call writes: contexts may share it"),
+        ("mutable", mutable, "parameters, gradients, the optimizer's state, statistics, folded values"),
+        ("scratch", program.arena_bytes, "the arena, whose content matters to no later call"),
+    ]
+    return {
+        "graph": graph,
+        "digest": digest,
+        "trains": trains,
+        "sizes": sizes,
+        "blocks": [
+            {"name": name, "macro": f"{upper}_{_MACROS[name]}"} for name, count in elements.items() if count
+        ],
+        "context_bytes": CONTEXT_BYTES,
+        "areas": [{"name": name, "bytes": size, "doc": doc} for name, size, doc in areas],
+        "functions": [*(name for name, _, _ in areas), *(f"arena_{e.name}" for e in program.entries)],
+    }
+
+
+_MACROS = {"params": "PARAMS", "slots": "SLOTS", "state": "STATE", "folded": "FOLDED"}

@@ -1,0 +1,7 @@
+"""Take a compiled module to where there is no Python: C source, weights, a program that checks itself."""
+
+from graphc.export.bundle import Bundle, make_bundle
+from graphc.export.targets import TARGETS, Target, target_named
+from graphc.export.write import write_bundle
+
+__all__ = ["TARGETS", "Bundle", "Target", "make_bundle", "target_named", "write_bundle"]

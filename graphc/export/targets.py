@@ -1,0 +1,59 @@
+"""What a bundle can be made for: the layout of weights and tiles, and the flags that its Makefile has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphc.errors import RangeError
+from graphc.isa import isa_named
+
+_CONTRACT = (
+    "-ffp-contract=off"  # as in Python: the same bits wherever the code is built for the same processor
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A processor: the instruction set that code is laid out for, compiler flags, and how programs are made and run.
+
+    ``compiler`` and ``runner`` are the defaults of a cross build on Debian; "" means those of the machine itself.
+    """
+
+    name: str
+    isa: str
+    flags: tuple[str, ...]
+    compiler: str = ""
+    runner: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse an instruction set that does not exist."""
+        isa_named(self.isa)
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("x86-64", "sse2", ("-march=x86-64", _CONTRACT)),
+        Target("x86-64-v3", "avx2", ("-march=x86-64-v3", _CONTRACT)),
+        Target("x86-64-v4", "avx512", ("-march=x86-64-v4", "-mprefer-vector-width=512", _CONTRACT)),
+        Target("aarch64", "neon", (_CONTRACT,), "aarch64-linux-gnu-gcc", "qemu-aarch64 -L /usr/aarch64-linux-gnu"),
+        Target(
+            "armv7", "sse2", ("-march=armv7-a", "-mfpu=neon-vfpv4", "-mfloat-abi=hard", _CONTRACT),
+            "arm-linux-gnueabihf-gcc", "qemu-arm -L /usr/arm-linux-gnueabihf",
+        ),
+        Target("riscv64", "sse2", (_CONTRACT,), "riscv64-linux-gnu-gcc", "qemu-riscv64 -L /usr/riscv64-linux-gnu"),
+    )
+}  # fmt: skip
+
+
+def target_named(name: str, native_isa: str) -> Target:
+    """Return the target of that name; ``"native"`` is this machine, with the instruction set given.
+
+    Raises:
+        RangeError: there is none.
+    """
+    if name == "native":
+        return Target("native", native_isa, ("-march=native", _CONTRACT))
+    if name not in TARGETS:
+        raise RangeError(f"export: target {name!r} is unknown; there are native, {', '.join(TARGETS)}")
+    return TARGETS[name]

@@ -1,0 +1,266 @@
+"""The folder of a bundle: sources, weights, build files, an example, and the records that it checks itself with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from graphc.emit.text import C_TYPE, SUFFIX
+from graphc.emit.weights import CONTEXT_BYTES
+from graphc.errors import GraphcError, RangeError
+from graphc.export.bundle import STEPS, Bundle, Record
+from graphc.program.ir import Argument, Entry
+from graphc.types import shape_text
+
+_SHOWN = 10  # values that the example prints of an output
+_EMBEDDINGS = ("file", "c", "object")
+_WORDS_IN_LINE = 8
+_VERSION = "1.0.0"
+
+
+def write_bundle(
+    bundle: Bundle, folder: str | Path, *, weights: str = "file", overwrite: bool = False
+) -> Path:
+    """Write a bundle and return its folder, which appears whole or not at all.
+
+    Args:
+        bundle: what is written.
+        folder: where; it must not be there, or be empty, unless ``overwrite`` says that it may be replaced.
+        weights: ``"file"``: read or mapped when the program starts; ``"c"``: an array in C; ``"object"``: linked in
+            by the assembler.
+        overwrite: replace the folder.
+
+    Raises:
+        GraphcError: the folder is there and not empty, or cannot be written.
+    """
+    if weights not in _EMBEDDINGS:
+        raise RangeError(f"export: weights must be one of {', '.join(_EMBEDDINGS)}, got {weights!r}")
+    target = Path(folder)
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
+            raise GraphcError(f"export: {target} is there and not empty; overwrite=True replaces it")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            for name, content in _files(bundle, weights).items():
+                (work / name).parent.mkdir(exist_ok=True)
+                (work / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+            work.chmod(0o755)
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(work, target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise GraphcError(f"export: {error.filename or target}: {error.strerror or error}") from error
+    return target
+
+
+def _files(bundle: Bundle, weights: str) -> dict[str, str | bytes]:
+    """Return the content of every file by its name."""
+    name = bundle.program.name
+    files: dict[str, str | bytes] = {**bundle.emitted.sources, f"{name}.weights": bundle.weights}
+    if weights == "c":
+        files[f"{name}_weights.c"] = _weights_as_c(name, bundle.weights)
+    if weights == "object":
+        files[f"{name}_weights.S"] = _weights_as_assembly(name)
+    for record in bundle.records:
+        for kind, arrays in (("in", record.inputs), ("out", record.outputs)):
+            for key, array in arrays.items():
+                files[_file(record, kind, key)] = np.ascontiguousarray(array).tobytes()
+    context = _context(bundle, weights)
+    files["example.c"] = _render("example.c", context)
+    files["check.c"] = _render("check.c", context)
+    files[f"{name}.hpp"] = _render("wrapper.hpp", context)
+    files["Makefile"] = _render("Makefile", context)
+    files["CMakeLists.txt"] = _render("CMakeLists.txt", context)
+    files[f"{name}.pc"] = _render("package.pc", context)
+    files["README.md"] = _render("README.md", {**context, "files": _described(files, name)})
+    return files
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("graphc_templates", "bundle"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # the output is C, Make and CMake
+    )
+
+
+def _render(file: str, context: Mapping[str, Any]) -> str:
+    return _environment().get_template(f"{file}.j2").render(**context)
+
+
+def _file(record: Record, kind: str, key: str) -> str:
+    return f"check/{record.entry}.{kind}.{key}.bin"
+
+
+def _context(bundle: Bundle, weights: str) -> dict[str, Any]:
+    program, target = bundle.program, bundle.target
+    name, upper = program.name, program.name.upper()
+    entries = {entry.name: entry for entry in program.entries}
+    records = [_record(bundle, record, entries[record.entry]) for record in bundle.records]
+    sources = [file for file in bundle.emitted.sources if file.endswith(".c")]
+    sources += {"c": [f"{name}_weights.c"], "object": [f"{name}_weights.S"]}.get(weights, [])
+    slots = len(program.update.slots) * program.trainable_size if program.update else 0
+    elements = {
+        "params": program.params_size, "grads": program.grads_size, "slots": slots, "state": program.states_size,
+        "folded": program.folded_size,
+    }  # fmt: skip
+    blocks = (
+        [{"name": b, "macro": b.upper()} for b, count in elements.items() if count] if bundle.trains else []
+    )
+    flags = " ".join(("-O3", *target.flags))
+    kinds = sorted({o["ctype"]: o for r in records for o in r["outputs"]}.items())
+    plan = bundle.plans["train_step" if bundle.trains else "predict"]
+    return {
+        "name": name, "upper": upper, "T": C_TYPE[program.dtype], "target": target.name, "trains": bundle.trains,
+        "folds": "fold" in entries, "blocks": blocks, "arena": program.arena_bytes, "embedded": weights != "file",
+        "assembly": weights == "object", "record": records[-1], "records": records,
+        "kinds": [{"suffix": o["suffix"], "ctype": o["ctype"]} for _, o in kinds],
+        "lr": repr(bundle.lr), "compiler": target.compiler, "flags": flags, "runner": target.runner,
+        "cmake_flags": ";".join(target.flags), "openmp": "-fopenmp" if target.name == "native" else "",
+        "objects": [str(Path(s).with_suffix(".o")) for s in sources], "sources": sources, "version": _VERSION,
+        "compile_line": f"{target.compiler or 'cc'} {flags} example.c {' '.join(sources)} -lm -o example",
+        "entries": [_method(bundle, entry) for entry in program.entries], "graph": bundle.graph,
+        "batch": program.batch,
+        "memory": _memory(bundle, upper), "plan": f"{plan.arena_bytes:,} bytes, where {plan.lower_bound_bytes:,} is "
+        f"the lower bound for its order of kernels",
+    }  # fmt: skip
+
+
+def _record(bundle: Bundle, record: Record, entry: Entry) -> dict[str, Any]:
+    training = record.entry == "train_step"
+    steps = STEPS if training else 1
+
+    def array(argument: Argument, kind: str, number: int) -> dict[str, Any]:
+        values = (record.inputs if kind == "in" else record.outputs)[argument.name]
+        count = int(values.size) // (steps if kind == "out" else 1)
+        real = argument.dtype in ("float32", "float64")
+        variable = argument.name if training and argument.name == "loss" else f"{kind}put_{number}"
+        return {
+            "name": argument.name, "variable": variable,
+            "ctype": C_TYPE[argument.dtype], "suffix": SUFFIX[argument.dtype], "count": count,
+            "recorded": int(values.size), "file": _file(record, kind, argument.name),
+            "shape": f"{argument.name} {shape_text(argument.shape)}", "shown": min(count, _SHOWN),
+            "format": "%g" if real else "%lld", "cast": "(double)" if real else "(long long)",
+        }  # fmt: skip
+
+    inputs = [array(a, "in", k) for k, a in enumerate(entry.inputs)]
+    outputs = [array(a, "out", k) for k, a in enumerate(entry.outputs)]
+    given = "".join(f", {a['variable']}, sizeof {a['variable']}" for a in (*inputs, *outputs))
+    more = f", {bundle.lr!r}, 1" if training else ""
+    return {
+        "entry": record.entry, "batch": record.batch, "steps": steps, "inputs": inputs, "outputs": outputs,
+        "arguments": given, "more": more,
+    }  # fmt: skip
+
+
+def _method(bundle: Bundle, entry: Entry) -> dict[str, str]:
+    """Return the entry point as a method of the C++ class."""
+    arguments = [(a, False) for a in entry.inputs] + [(a, True) for a in entry.outputs]
+    parameters = ["std::int64_t batch"] if entry.name != "fold" else []
+    call = ["batch"] if entry.name != "fold" else []
+    for number, (argument, written) in enumerate(arguments):
+        variable = f"{'out' if written else 'in'}_{number}"
+        ctype = C_TYPE[argument.dtype]
+        parameters.append(
+            f"{'' if written else 'const '}{ctype} *{variable} /* {argument.name} {shape_text(argument.shape)} */"
+        )
+        call += [variable, f"sizeof({ctype}) * static_cast<std::size_t>({_count(argument)})"]
+    if entry.name == "train_step":
+        parameters += ["double lr", "bool commit = true"]
+        call += ["lr", "commit"]
+    docs = {
+        "predict": "Computes the outputs in inference mode.",
+        "evaluate": "Computes loss and metrics in inference mode.",
+        "train_step": "Forward, backward and, unless `commit` is false, the update of parameters and statistics.",
+        "fold": "Computes what inference needs of the parameters alone; after training, before inference.",
+    }
+    return {
+        "name": entry.name, "doc": docs[entry.name], "parameters": ", ".join(parameters),
+        "call": "".join(f", {c}" for c in call),
+    }  # fmt: skip
+
+
+def _count(argument: Argument) -> str:
+    """Return the elements of an argument as a C expression in ``batch``."""
+    return str(argument.buffer.size).replace("N", "batch")
+
+
+def _memory(bundle: Bundle, upper: str) -> list[dict[str, Any]]:
+    program = bundle.program
+    item = 8 if program.dtype == "float64" else 4
+    rows: list[dict[str, Any]] = [
+        {"what": "weights file", "bytes": len(bundle.weights), "macro": f"{upper}_WEIGHTS_BYTES"},
+        {"what": "context", "bytes": CONTEXT_BYTES, "macro": f"{upper}_CONTEXT_BYTES"},
+    ]
+    if bundle.trains:
+        slots = len(program.update.slots) * program.trainable_size if program.update else 0
+        sizes = {
+            "parameters": ("PARAMS", program.params_size), "gradients": ("GRADS", program.grads_size),
+            "optimizer's state": ("SLOTS", slots), "running statistics": ("STATE", program.states_size),
+            "folded values": ("FOLDED", program.folded_size),
+        }  # fmt: skip
+        rows += [
+            {
+                "what": what,
+                "bytes": item * count,
+                "macro": f"sizeof({C_TYPE[program.dtype]}) * {upper}_{macro}",
+            }
+            for what, (macro, count) in sizes.items()
+        ]
+    rows += [
+        {"what": f"arena of {entry.name}", "bytes": bundle.plans[entry.name].arena_bytes,
+         "macro": f"{upper}_ARENA_{entry.name.upper()}_BYTES"} for entry in program.entries
+    ]  # fmt: skip
+    return rows
+
+
+def _weights_as_c(name: str, data: bytes) -> str:
+    words = np.frombuffer(data, "<u4")
+    lines = [
+        ", ".join(f"0x{word:08x}" for word in words[k : k + _WORDS_IN_LINE])
+        for k in range(0, len(words), _WORDS_IN_LINE)
+    ]
+    head = f"/* {name}_weights.c: the weights file of {name} as an array. Generated by graphc. */"
+    array = f"const _Alignas(64) uint32_t {name}_weights[{len(words)}]"
+    body = ",\n    ".join(lines)
+    return f"{head}\n#include <stdint.h>\n\n{array} = {{\n    {body}\n}};\n"
+
+
+def _weights_as_assembly(name: str) -> str:
+    return (
+        f"/* {name}_weights.S: the weights file of {name}, linked in as it is. Generated by graphc. */\n"
+        f"    .section .rodata\n    .global {name}_weights\n    .balign 64\n{name}_weights:\n"
+        f'    .incbin "{name}.weights"\n'
+        '#ifdef __ELF__\n    .section .note.GNU-stack,"",%progbits\n#endif\n'
+    )
+
+
+def _described(files: Mapping[str, object], name: str) -> list[tuple[str, str]]:
+    known = {
+        f"{name}.h": "the functions, and the sizes of all memory as macros",
+        f"{name}.hpp": "the same as a C++ class",
+        f"{name}.c": "entry points, and the kernels of a small net",
+        f"{name}_kernels.h": "what the files of kernels share",
+        f"{name}.weights": "the weights: a header of 128 bytes, then blocks that are used where they lie",
+        f"{name}_weights.c": "the weights as an array, to be linked in",
+        f"{name}_weights.S": "the weights, linked in by the assembler",
+        f"{name}.pc": "for pkg-config",
+        "example.c": "a program that uses it",
+        "check.c": "a program that compares it with its records in check/",
+        "Makefile": "make, make check, make shared, make install",
+        "CMakeLists.txt": "the same for CMake, and for find_package",
+    }
+    return [(file, known.get(file, "kernels")) for file in files if not file.startswith("check/")]
