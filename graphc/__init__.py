@@ -19,6 +19,7 @@ from graphc.build import BuildOptions
 from graphc.differentiate import grad
 from graphc.errors import GraphcError
 from graphc.functional import log_softmax, logsumexp, one_hot, pick, softmax
+from graphc.gradients import GradientCheck, GradientRow, check_gradients
 from graphc.graph.node import Node as Tensor
 from graphc.graph.text import print_graph
 from graphc.layers import LayerRow, layers, layers_table
@@ -83,6 +84,8 @@ __all__ = [
     "Adam",
     "AdamW",
     "BuildOptions",
+    "GradientCheck",
+    "GradientRow",
     "GraphcError",
     "LayerRow",
     "Module",
@@ -94,6 +97,7 @@ __all__ = [
     "argmin",
     "bounded",
     "cast",
+    "check_gradients",
     "clip",
     "compile",
     "concat",

@@ -16,18 +16,17 @@ import numpy as np
 from graphc.artifact import make_manifest
 from graphc.build import BuildOptions, build_extension
 from graphc.emit.c import Emitted, emit_c
+from graphc.export.samples import sample_inputs
 from graphc.export.targets import Target
 from graphc.isa import isa_named
 from graphc.memory import ArenaPlan
 from graphc.pipeline import Compiled, Request, compile_program
-from graphc.program.ir import Argument, Bound, Entry, Program
-from graphc.types import DType, at
+from graphc.program.ir import Entry, Program
 from graphc_runtime.module import Module
 from graphc_runtime.weights import Weights, pack_weights
 
 _LARGEST = 4  # batch of a record
 STEPS = 3  # of training that a bundle repeats to check itself
-_DTYPES = {"float32": "f4", "float64": "f8", "int32": "i4", "int64": "i8", "bool": "?"}
 SetUp = Callable[[Module], None]
 
 
@@ -98,7 +97,7 @@ def make_bundle(
     module = Module(manifest, build_extension(request.name, emitted.sources, emitted.cdef, build), {})
     set_up(module)
     batch = min(request.batch, _LARGEST)
-    inputs = _sample_inputs(compiled.program, batch)
+    inputs = sample_inputs(compiled.program, batch)
     blocks = module.weight_blocks(("params", "slots", "state") if train else ("folded",))
     weights = pack_weights(Weights(graph, module.step, module.seed, blocks))
     records = (
@@ -128,31 +127,6 @@ def _without_fold(compiled: Compiled) -> Program:
         program, entries=entries, params=(), states=(), params_size=0, trainable_size=0, grads_size=0, states_size=0,
         arena_bytes=arena,
     )  # fmt: skip
-
-
-def _sample_inputs(program: Program, batch: int) -> dict[str, np.ndarray]:
-    """Return values for the inputs of all entry points."""
-    rng = np.random.default_rng(0)
-    arguments: dict[str, Argument] = {}
-    bounds: dict[str, Bound] = {}
-    for entry in program.entries:
-        arguments |= {a.name: a for a in entry.inputs}
-        bounds |= {b.input: b for b in entry.bounds}
-    found = {}
-    for name, argument in sorted(arguments.items()):
-        shape = tuple(at(extent, batch) for extent in argument.shape)
-        found[name] = _sample(rng, argument.dtype, shape, bounds.get(name))
-    return found
-
-
-def _sample(
-    rng: np.random.Generator, dtype: DType, shape: tuple[int, ...], bound: Bound | None
-) -> np.ndarray:
-    kind = np.dtype(_DTYPES[dtype])
-    if kind.kind == "f":
-        return rng.normal(size=shape).astype(kind)
-    low, high = (bound.low, bound.high) if bound is not None else (0, 2)
-    return rng.integers(low, high, shape).astype(kind)
 
 
 def _recorded(module: Module, entry: Entry, inputs: Mapping[str, np.ndarray], batch: int) -> Record:
