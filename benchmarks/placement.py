@@ -2,9 +2,9 @@
 
 Folders name instances in the CSV format of minimalloc (https://github.com/google/minimalloc), which every file
 ending in .csv in them is taken for. Columns are found by their names, in any order: id (or buffer, buffer_id),
-lower and upper (half open: the buffer is gone when step `upper` begins), size; or start (begin) and end (closed: the
-buffer lives in step `end`), as minimalloc reads them. Further columns may be there, but gaps and alignments other
-than 1 are refused. Sizes are taken as they are, without alignment.
+lower and upper (or start, begin and end; half open: the buffer is gone when step `upper` begins; as closed intervals
+minimalloc's challenging instances would not fit into the capacity that they name), size. Further columns may
+be there, but gaps and alignments other than 1 are refused. Sizes are taken as they are, without alignment.
 
 Instances of its own making are rectangles of steps and bytes, cut at random into buffers: at every step all bytes
 are taken, so that the optimum is the bound, and only plans without any waste reach it. Some cuts are spirals of
@@ -76,7 +76,6 @@ def read(path: Path) -> Instance:
             raise DataError(
                 f"{path}: the columns {', '.join(sorted(lacking))} are missing among {', '.join(given)}"
             )
-        closed = int("end" in given)  # its last step is one that the buffer lives in
         rows = list(table)
     for row in rows:
         if row.get("gaps") or row.get("alignment", "1") != "1":
@@ -84,10 +83,7 @@ def read(path: Path) -> Instance:
                 f"{path}: buffer {row['id']} has gaps or an alignment, which graphc's planner has not"
             )
     try:
-        found = [
-            Interval(row["id"], int(row["lower"]), int(row["upper"]) + closed, int(row["size"]))
-            for row in rows
-        ]
+        found = [Interval(row["id"], int(row["lower"]), int(row["upper"]), int(row["size"])) for row in rows]
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: {error}") from None
     return Instance(path.parent.name, path.stem, found)

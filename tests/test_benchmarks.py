@@ -298,7 +298,7 @@ def test_files_of_instances(tmp_path: Path) -> None:
     file = tmp_path / "half_open.csv"
     file.write_text("size,upper,id,lower,hint\n4,3,a,0,x\n4,9,b,3,y\n")
     assert placement.read(file).intervals == [Interval("a", 0, 3, 4), Interval("b", 3, 9, 4)]
-    file.write_text("buffer,start,end,size\na,0,2,4\nb,3,8,4\n")
+    file.write_text("buffer,start,end,size\na,0,3,4\nb,3,9,4\n")
     assert placement.read(file).intervals == [Interval("a", 0, 3, 4), Interval("b", 3, 9, 4)]
     for wrong, message in (
         ("id,lower,size\na,0,4\n", "columns upper are missing among id, lower, size"),

@@ -258,6 +258,37 @@ int main()
 }
 """
 
+
+@pytest.mark.parametrize(
+    ("tool", "command"),
+    [
+        ("g++", "g++ -std=c++17 -Wall -Wextra -Werror -I. predict.cpp liblenet.a -lm -o predict"),
+        ("rustc", "rustc --edition 2021 -D warnings -O predict.rs -L . -o predict"),
+    ],
+)
+def test_the_examples_of_other_languages(
+    tool: str, command: str, modules: dict[str, gc.Module], tmp_path: Path
+) -> None:
+    """examples/deploy: what they print are the recorded logits."""
+    path = shutil.which(tool)
+    if path is None:
+        pytest.skip(f"{tool} is not installed")
+    folder = modules["lenet"].export(tmp_path / "out", weights="object")
+    run(folder, "make", "-s", "OPENMP=")
+    for file in (Path(__file__).parents[1] / "examples" / "deploy").glob("predict.*"):
+        shutil.copy(file, folder)
+    rust = {"RUSTUP_HOME": os.environ.get("RUSTUP_HOME", ""), "HOME": os.environ.get("HOME", "")}
+    run(
+        folder,
+        path,
+        *command.split()[1:],
+        **({k: v for k, v in rust.items() if v} if tool == "rustc" else {}),
+    )
+    shown = [float(line) for line in run(folder, "./predict", ".").splitlines()]
+    want = np.fromfile(folder / "check/predict.out.logits.bin", "f")
+    np.testing.assert_allclose(shown, want, rtol=1e-6)
+
+
 # Loads the weights with one byte changed at a time, cut short, and exchanged; prints how many were refused.
 FLIPS = """\
 #include "lenet.h"
