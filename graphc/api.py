@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from graphc.artifact import Artifact, cached_artifact, fingerprint, make_manifest
-from graphc.build import BuildOptions, Cache, build_extension, target_macros
+from graphc.build import BuildOptions, Cache, build_extension, measure_machine, target_macros
 from graphc.emit.c import emit_c
 from graphc.errors import GraphError, RangeError, UnknownNameError
 from graphc.export import make_bundle, target_named, write_bundle
@@ -30,6 +30,7 @@ from graphc.rewrites import ALL, Rewrites
 from graphc.tuning import Store, Tuner, machine_of
 from graphc.types import check_dtype
 from graphc_runtime.module import Module as RuntimeModule
+from graphc_runtime.profile import Profile
 
 _DRAWN_LATER = 2**14  # elements; below that a value is drawn at once
 
@@ -110,6 +111,20 @@ class Module(RuntimeModule):
         )
         return write_bundle(bundle, folder, weights=weights, overwrite=overwrite)
 
+    def profile(self, *, mode: str = "inference", repeats: int = 20, **inputs: Any) -> Profile:
+        """Return how long every kernel takes on a batch, beside what this machine can do; needs ``profile=True``.
+
+        ``mode`` is ``"inference"`` or ``"train"``, after which the module is as it was. The machine's peak is
+        measured at the first call, which takes some seconds. The result has a ``table()``, a ``trace(path)`` for
+        chrome://tracing, and a ``plot(path)`` of the roofline.
+
+        Raises:
+            GraphcError: the module was compiled without ``profile=True``, or an input does not fit.
+        """
+        if mode not in ("inference", "train"):
+            raise RangeError(f"profile: mode must be 'inference' or 'train', got {mode!r}")
+        return self.profile_on(measure_machine(self.threads), inputs, train=mode == "train", repeats=repeats)
+
     def _hand_over(self, other: RuntimeModule) -> None:
         """Another module of the net gets what this one has of its weights and, where it trains, of their training."""
         known = other.state_dict()
@@ -131,6 +146,7 @@ def compile(
     name: str = "net",
     nan_guard: bool = False,
     poison: bool = False,
+    profile: bool = False,
     isa: str | None = None,
     winograd: bool = True,
     fork_us: float = FORK_US,
@@ -148,6 +164,7 @@ def compile(
     ``metrics`` are further scalars that a step reports. ``batch`` is the largest batch. ``nan_guard=True`` names the
     kernel that first writes a NaN or Inf. ``poison=True`` fills the arena with NaNs when a call begins, and every
     buffer again after the last kernel that uses it: results are the same, unless a kernel reads what is not alive.
+    ``profile=True`` lets the code note how long every kernel takes, for ``module.profile``.
     ``isa`` names the instruction set that the code is laid out for (``graphc.isa``), by default that of the build's
     flags; ``winograd=False`` forbids convolutions that round more than the direct sum (``graphc.ops.winograd``).
     ``fork_us`` is what waking threads costs, in microseconds: a kernel with less work runs on one thread.
@@ -178,16 +195,17 @@ def compile(
         keep_gradients=_checked_gradients(keep_gradients, optimizer),
     )
     _check_threads(threads)
-    cache, settings, tuner = Cache(options.cache_root()), [f"nan_guard={nan_guard}", f"poison={poison}"], None
+    extras = _Extras(nan_guard, poison, profile)
+    cache, settings, tuner = Cache(options.cache_root()), [str(extras)], None
     if tune:
         store = Store(cache, machine_of(options, request.isa.name, threads, request.fork_us))
         settings.append(f"tuned for {store.digest}")
         tuner = Tuner(request, options, threads, store)
     if dump_dir is not None:
-        artifact = _make_artifact(request, nan_guard, poison, tuner, _dumper(Path(dump_dir)))
+        artifact = _make_artifact(request, extras, tuner, _dumper(Path(dump_dir)))
     else:
         key = fingerprint(request, settings)
-        artifact = cached_artifact(cache, key, lambda: _make_artifact(request, nan_guard, poison, tuner))
+        artifact = cached_artifact(cache, key, lambda: _make_artifact(request, extras, tuner))
     request = replace(request, choose=_chooser(artifact.manifest.get("tuned", {})))
     library = build_extension(request.name, artifact.sources, artifact.cdef, options)
     module = Module(request, artifact, library, seed)
@@ -230,17 +248,30 @@ def _checked_fork(value: float) -> float:
     return float(value)
 
 
+@dataclass(frozen=True)
+class _Extras:
+    """What the emitted code does beside its work."""
+
+    nan_guard: bool
+    poison: bool
+    profile: bool
+
+
 def _make_artifact(
-    request: Request, nan_guard: bool, poison: bool, tuner: Tuner | None = None, dump: Dump | None = None
+    request: Request, extras: _Extras, tuner: Tuner | None = None, dump: Dump | None = None
 ) -> Artifact:
     """Measure kernels where there is a tuner, run the pipeline and print the C."""
     tuned = {task: v.to_dict() for task, v in tuner.choices().items()} if tuner is not None else {}
     request = replace(request, choose=_chooser(tuned))
     # One kernel for every node: a fused kernel could not tell which of its nodes is at fault.
-    compiled = compile_program(replace(request, apart=nan_guard), dump)
+    compiled = compile_program(replace(request, apart=extras.nan_guard), dump)
     optimizer = request.optimizer if request.loss is not None else None
     emitted = emit_c(
-        compiled.program, optimizer, nan_guard=nan_guard, poison=compiled.plans if poison else None
+        compiled.program,
+        optimizer,
+        nan_guard=extras.nan_guard,
+        poison=compiled.plans if extras.poison else None,
+        profile=extras.profile,
     )
     if dump is not None:
         for file, text in emitted.sources.items():

@@ -142,10 +142,12 @@ def make_manifest(program: Program, emitted: Emitted, optimizer: Optimizer | Non
         names = emitted.kernel_names[entry.name]
         entries.append({
             "name": entry.name,
+            "before_commit": entry.commit or len(entry.calls),
             "inputs": [_argument(a) for a in entry.inputs],
             "outputs": [_argument(a) for a in entry.outputs],
             "calls": [
-                {"kernel": k, "nodes": list(c.nodes), "sources": list(c.sources)}
+                {"kernel": k, "nodes": list(c.nodes), "sources": list(c.sources), "flops": _extent(c.kernel.flops),
+                 "bytes": _extent(c.kernel.bytes)}
                 for k, c in zip(names, entry.calls, strict=True)
             ],
         })  # fmt: skip
@@ -170,6 +172,7 @@ def make_manifest(program: Program, emitted: Emitted, optimizer: Optimizer | Non
             "state": program.states_size, "folded": program.folded_size, "arena_bytes": program.arena_bytes,
         },
         "lr": optimizer.lr if optimizer is not None else None,
+        "profiled": emitted.profiled,
         "sources": emitted.sources,
     }  # fmt: skip
 

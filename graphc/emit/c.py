@@ -54,8 +54,8 @@ _UPDATES_DOC = (
 _STEP_ARGUMENTS = {"lr": "lr", STEP_NUMBER: "(double)(context->step + 1)"}
 # Functions and types of the module, without its prefix.
 _PUBLIC = (
-    "abi", "context", "context_bytes", "evaluate", "fault", "fold", "get_step", "init", "load", "memory", "message",
-    "predict", "set_seed", "set_step", "set_threads", "store", "train_step",
+    "abi", "context", "context_bytes", "evaluate", "fault", "fold", "get_step", "init", "laps", "load", "memory",
+    "message", "predict", "set_seed", "set_step", "set_threads", "store", "train_step",
 )  # fmt: skip
 # Variables and functions of the entry points' template.
 _LOCALS = words(
@@ -97,6 +97,7 @@ class Emitted:
     sources: dict[str, str]
     cdef: str
     kernel_names: dict[str, list[str]]  # entry -> the function of each call
+    profiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,13 @@ class _Emitter:
         poison: Mapping[str, ArenaPlan],
         graph: str,
         single_file: bool,
+        profile: bool,
     ):
         self.program = program
         self.graph = graph
         self.single_file = single_file
+        longest = max(len(e.calls) for e in program.entries)
+        self.laps = longest + 1 if profile else 0  # one for the update
         self.optimizer = optimizer
         self.nan_guard = nan_guard
         self.poison = poison
@@ -176,7 +180,10 @@ class _Emitter:
         kernels = [f.text for f in self.functions.values()]
         helpers = helpers_for("\n".join([*kernels, body]), self.program.isa)
         prelude = _render(
-            "prelude", helpers=[h.strip("\n") for h in helpers], kernels="\n".join([*kernels, body])
+            "prelude",
+            helpers=[h.strip("\n") for h in helpers],
+            kernels="\n".join([*kernels, body]),
+            laps=self.laps,
         )
         name = self.program.name
         header = indent(_render("module.h.j2", **common))
@@ -189,6 +196,7 @@ class _Emitter:
             {file: text.rstrip("\n") + "\n" for file, text in {f"{name}.h": header, **sources}.items()},
             _cdef(header),
             kernel_names,
+            self.laps > 0,
         )
 
     def _units(self, prelude: str, kernels: list[str], common: dict[str, object]) -> dict[str, str]:
@@ -259,6 +267,7 @@ class _Emitter:
             "entries_use_blocks": any(e["uses_blocks"] for e in entries),
             "bound_types": [{"suffix": SUFFIX[d], "ctype": C_TYPE[d]} for d in sorted(bounds)],
             "guarded": self.nan_guard,
+            "laps": self.laps,
             "weights": weights_context(p, self.graph) if self.graph else None,
             "inference": bool(self.graph) and p.params_size == 0,
         }  # fmt: skip
@@ -479,11 +488,13 @@ def emit_c(
     poison: Mapping[str, ArenaPlan] | None = None,
     graph: str = "",
     single_file: bool = False,
+    profile: bool = False,
 ) -> Emitted:
     """Return the C source, the header and the cffi declarations of a program.
 
     With ``nan_guard`` an entry point stops after the kernel that wrote a NaN or Inf. ``poison`` has the plans of
     the entry points that fill with NaNs what does not live in the arena. ``graph`` adds the functions of an exported
     module, whose weights file must have that digest. ``single_file`` leaves the kernels of a large net in one file.
+    ``profile`` notes how long every call takes.
     """
-    return _Emitter(program, optimizer, nan_guard, poison or {}, graph, single_file).emit()
+    return _Emitter(program, optimizer, nan_guard, poison or {}, graph, single_file, profile).emit()

@@ -33,7 +33,7 @@ def _extent_text(extent: int | list[int]) -> str:
     return " + ".join(terms)
 
 
-def _extent_at(extent: int | list[int], batch: int) -> int:
+def extent_at(extent: int | list[int], batch: int) -> int:
     """Return an extent of the manifest: an int, or coefficients of powers of the batch."""
     return extent if isinstance(extent, int) else sum(c * batch**k for k, c in enumerate(extent))
 
@@ -59,7 +59,7 @@ class Argument:
 
     def at(self, batch: int) -> _Array:
         """Return what the array is at a batch."""
-        shape = tuple(_extent_at(extent, batch) for extent in self.extents)
+        shape = tuple(extent_at(extent, batch) for extent in self.extents)
         size = math.prod(shape) * self.dtype.itemsize
         return _Array(self.name, self.dtype, shape, size, self.pointer)
 
@@ -80,6 +80,9 @@ class Entry:
         """Prepare the entry point of a module that was compiled for batches up to ``largest``."""
         self.name: str = description["name"]
         self.calls = description["calls"]
+        self.before_commit: int = description[
+            "before_commit"
+        ]  # calls ahead of those that change parameters or state
         self.inputs = [self._argument(a, ffi) for a in description["inputs"]]
         self.outputs = [self._argument(a, ffi) for a in description["outputs"]]
         self._output_names = frozenset(a.name for a in self.outputs)
@@ -125,6 +128,10 @@ class Entry:
             arguments.append(size)
         code: int = self._function(context, batch, *arguments, *more)
         return code, arrays, outputs
+
+    def batch_of(self, given: Mapping[str, Any]) -> int:
+        """Return the batch of the inputs, after the checks of a call."""
+        return (self._as_declared(given) or self._converted(given))[0]
 
     def run_alone(self, context: Any) -> int:
         """Call a C function that takes no arrays and no batch; return its error code."""

@@ -11,9 +11,10 @@ import numpy as np
 
 from graphc_runtime.arrays import Arrays, aligned
 from graphc_runtime.checkpoint import check_fit, load_state, save_state
-from graphc_runtime.entry import Entry
+from graphc_runtime.entry import Entry, extent_at
 from graphc_runtime.errors import BuildError, GraphcError, NumericalError, RangeError
 from graphc_runtime.loader import load_extension
+from graphc_runtime.profile import KernelTime, Profile
 
 ABI = 1
 
@@ -239,6 +240,47 @@ class Module:
                 "while their gradients are computed; compile it with keep_gradients=True to read them"
             )
         return self._train(inputs, 0.0, False)
+
+    def profile_on(
+        self,
+        machine: Mapping[str, float],
+        inputs: Mapping[str, Any],
+        *,
+        train: bool = False,
+        repeats: int = 20,
+    ) -> Profile:
+        """Return the time of every kernel; see ``graphc.Module.profile``. ``machine`` is what it is compared with.
+
+        Raises:
+            GraphcError: the module was compiled without ``profile=True``.
+        """
+        if not self.manifest.get("profiled"):
+            raise GraphcError(f"profile: module {self.name!r} was compiled without profile=True")
+        if not isinstance(repeats, int) or repeats < 1:
+            raise RangeError(f"profile: repeats must be an int of at least 1, got {repeats!r}")
+        entry = self._entry("train_step" if train else "predict")
+        before = self.state_dict() if train else None
+        laps = []
+        for _ in range(repeats + 1):
+            if train:
+                self.train_step(**inputs, lr=0.0)
+            else:
+                self.predict(**inputs)
+            noted = self._function("laps")(self._context)
+            laps.append([noted[k] for k in range(entry.before_commit + train)])
+        if before is not None:
+            self.load_state_dict(before)
+        seconds = np.median(np.array(laps[1:], np.float64), axis=0) * 1e-9  # the first call warms up
+        batch = entry.batch_of(inputs)
+        kernels = [
+            KernelTime(
+                k, call["kernel"], tuple(call["nodes"]), tuple(call["sources"]), float(seconds[k]),
+                extent_at(call["flops"], batch), extent_at(call["bytes"], batch),
+            ) for k, call in enumerate(entry.calls[: entry.before_commit])
+        ]  # fmt: skip
+        if train:
+            kernels.append(KernelTime(len(kernels), "update", ("optimizer",), (), float(seconds[-1]), 0, 0))
+        return Profile(self.name, entry.name, batch, self._threads, repeats, tuple(kernels), dict(machine))
 
     def _train(self, inputs: Mapping[str, Any], lr: float | None, commit: bool) -> StepResult:
         entry = self._entry("train_step")
