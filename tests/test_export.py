@@ -166,6 +166,34 @@ def test_one_command_builds_the_example(modules: dict[str, gc.Module], tmp_path:
     np.testing.assert_allclose(shown, want, rtol=1e-5)
 
 
+def test_without_stdio(modules: dict[str, gc.Module], tmp_path: Path) -> None:
+    """Messages are bare formats then, and the library needs no function of stdio; its stack is bounded."""
+    folder = modules["lenet"].export(tmp_path / "out")
+    main_c = """\
+#include "lenet.h"
+#include <stdio.h>
+static _Alignas(64) unsigned char context_memory[LENET_CONTEXT_BYTES];
+int main(void)
+{
+    lenet_memory memory = {0};
+    lenet_context *const context = (lenet_context *)context_memory;
+    lenet_init(context, sizeof context_memory, &memory, 0);
+    const int error = lenet_predict(context, 4, NULL, 0, NULL, 0);
+    printf("%d %s", error, lenet_message(context));
+    return 0;
+}
+"""
+    program(folder, main_c, "-O1", "-DGC_NO_STDIO")
+    assert run(folder, "./tested") == "4 memory block '%s' needs %zu bytes, got %zu"
+    run(folder, "gcc", "-DGC_NO_STDIO", "-c", "lenet.c")
+    assert "printf" not in run(folder, "nm", "-u", "lenet.o")
+    stack = re.fullmatch(r"at most (\d+) bytes of stack\n", run(folder, "make", "-s", "stack"))
+    assert stack is not None
+    # A tile of sums, and room for the rows of an image that are pooled; nothing grows with the batch.
+    assert 100 < int(stack[1]) < 64 * 1024
+    assert not list(folder.glob("*.su"))
+
+
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @pytest.mark.parametrize("train", [False, True])
 def test_everything_compiles_without_warnings(

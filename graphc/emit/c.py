@@ -184,6 +184,7 @@ class _Emitter:
             helpers=[h.strip("\n") for h in helpers],
             kernels="\n".join([*kernels, body]),
             laps=self.laps,
+            exported=bool(self.graph),
         )
         name = self.program.name
         header = indent(_render("module.h.j2", **common))
