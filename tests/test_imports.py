@@ -35,7 +35,7 @@ LAYERS = [
     ["graphc.tuning"],
     ["graphc.export"],
     ["graphc.api"],
-    ["graphc.gradients"],
+    ["graphc.gradients", "graphc.inspection"],
     ["graphc"],
     ["graphc.cli", "graphc.__main__"],
 ]
@@ -43,7 +43,14 @@ LAYERS = [
 # time to import than a build takes that is found in the cache.
 DEFERRED = {"_cffi_backend", "cffi", "filelock", "matplotlib", "platformdirs", "safetensors", "torch", "tqdm"}
 # The compiler shares the runtime's errors; only what joins the two may use the rest of it.
-JOINS = ("graphc.api", "graphc.cli", "graphc.export", "graphc.gradients", "graphc.tuning")
+JOINS = (
+    "graphc.api",
+    "graphc.cli",
+    "graphc.export",
+    "graphc.gradients",
+    "graphc.inspection",
+    "graphc.tuning",
+)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The command's entry point: arguments in, exit status out.
 
-Exit status: 0, 2 for whatever the user can mend (with one message and no traceback), 130 after Ctrl-C.
+Exit status: 0 (1 of graphc diff where something differs), 2 for whatever the user can mend (with one message and no
+traceback), 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from graphc.cli import build, convert, demo, inspect, train
+from graphc.cli import build, convert, demo, diff, inspect, train
 from graphc.errors import GraphcError
 
-_COMMANDS = (demo, train, inspect, build, convert)
+_COMMANDS = (demo, train, inspect, diff, build, convert)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,8 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # slower where another program uses one of the processors. Read when the first module is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        parsed.run(parsed)
+        status = parsed.run(parsed)
         sys.stdout.flush()
+        return int(status or 0)
     except GraphcError as error:
         print(f"graphc: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,61 @@
+"""``graphc diff``: what changed between two compilations."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from graphc.cli import places
+from graphc.cli.nets import module_of
+from graphc.errors import DataError
+from graphc.inspection import describe, differences
+
+NAME = "diff"
+SUMMARY = "compare two compilations: graphs, kernels, memory, source"
+DESCRIPTION = f"""\
+Compares two nets as they are compiled: nodes of the graphs, kernels with their operations and bytes, the arena and
+its buffers, and the source. Each is a NET, or a file that "graphc inspect NET --show all --json" wrote, such as one
+of an earlier version. Exit status: 0 if nothing differs, 1 if something does, 2 for an error.
+
+{places.SYNTAX}"""
+EXAMPLES = """\
+examples:
+  graphc diff model:resnet18 model:resnet34
+  graphc inspect net.py:module --show all --json > before.json
+  graphc diff before.json net.py:module"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("a", metavar="A", help="a net, or a .json file")
+    parser.add_argument("b", metavar="B", help="the other")
+    parser.add_argument(
+        "--batch", type=int, help="the largest batch of nets that are not compiled yet (default: 1)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the differences as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the differences; return the exit status."""
+    found = differences(_data(options.a, options.batch), _data(options.b, options.batch))
+    if options.json:
+        print(json.dumps([{"where": d.where, "what": d.what} for d in found], indent=1))
+    else:
+        for difference in found:
+            print(difference)
+    return 1 if found else 0
+
+
+def _data(place: str, batch: int | None) -> dict[str, Any]:
+    """Return the description of a net, or the one in a file."""
+    if not place.endswith(".json"):
+        return describe(module_of(place, batch))
+    try:
+        data = json.loads(Path(place).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{place}: no JSON: {error}") from None
+    if not isinstance(data, dict) or not {"name", "written", "entries", "source"} <= data.keys():
+        raise DataError(f'{place}: not what "graphc inspect NET --show all --json" writes')
+    return data
