@@ -22,6 +22,7 @@ from graphc.functional import log_softmax, logsumexp, one_hot, pick, softmax
 from graphc.gradients import GradientCheck, GradientRow, check_gradients
 from graphc.graph.node import Node as Tensor
 from graphc.graph.text import print_graph
+from graphc.inspection import report
 from graphc.layers import LayerRow, layers, layers_table
 from graphc.nn import flatten
 from graphc.ops.control import bounded, mode_switch, stop_gradient, updating
@@ -153,6 +154,7 @@ __all__ = [
     "print_graph",
     "reciprocal",
     "relu",
+    "report",
     "reshape",
     "rsqrt",
     "sigmoid",

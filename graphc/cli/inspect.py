@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import graphc as gc
@@ -35,6 +36,7 @@ examples:
   graphc inspect model:resnet_cifar,depth=32 --show plan --mode train --batch 64
   graphc inspect --show calls --mode train
   graphc inspect model:lenet --explain conv1
+  graphc inspect model:resnet18 --html resnet18.html
   graphc inspect model.py:module --show all --json > module.json"""
 
 _VIEWS = ("layers", "written", "graph", "kernels", "calls", "plan", "source", "all")
@@ -53,15 +55,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, help="the largest batch (default: 1; 64 for the LeNet of the demo)")
     add("--explain", metavar="NODE", help="a node under its name in --show written")
     add("--json", action="store_true", help="the view as JSON")
+    add(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write a page with all levels, source and memory, to be explored",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     """Print the chosen view."""
-    if options.show == "layers" and options.explain is None:
+    if options.show == "layers" and options.explain is None and options.html is None:
         rows = gc.layers(_outputs(options.net or "model:lenet"))
         _print(options, [asdict(row) for row in rows] if options.json else gc.layers_table(rows))
         return
     module = module_of(options.net, options.batch)
+    if options.html is not None:
+        print(
+            f"{gc.report(module, options.html)}: {options.html.stat().st_size:,} bytes; open it in a browser"
+        )
+        return
     if options.explain is not None:
         _print(options, explain(module, options.explain))
     elif options.json:

@@ -3,5 +3,15 @@
 from graphc.inspection.describe import call_rows, describe, graph_rows, plan_data
 from graphc.inspection.diff import Difference, differences
 from graphc.inspection.explain import explain
+from graphc.inspection.page import report
 
-__all__ = ["Difference", "call_rows", "describe", "differences", "explain", "graph_rows", "plan_data"]
+__all__ = [
+    "Difference",
+    "call_rows",
+    "describe",
+    "differences",
+    "explain",
+    "graph_rows",
+    "plan_data",
+    "report",
+]
