@@ -1,4 +1,4 @@
-"""Draw the figures of the README: ``python docs/figures.py`` writes the plan and the roofline of LeNet's training step.
+"""Draw the figures of the README: ``python docs/figures.py`` writes the plan and roofline of LeNet's training step.
 
 ``--report`` draws docs/resnet50-report.png, too, which needs Chromium, and a minute for compiling ResNet-50.
 """

@@ -379,6 +379,49 @@ def test_damaged_weights_are_refused(modules: dict[str, gc.Module], tmp_path: Pa
         unpack_weights(data[:-64], graph[1])
 
 
+FUZZ = """\
+#include "line.h"
+#include <stdlib.h>
+#include <string.h>
+static _Alignas(64) unsigned char context_memory[LINE_CONTEXT_BYTES], file[4096], arena[64];
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    if (size > sizeof file) return 0;
+    memcpy(file, data, size);
+    line_memory memory = {.arena = arena, .arena_bytes = sizeof arena};
+    line_context *const context = (line_context *)context_memory;
+    line_init(context, sizeof context_memory, &memory, 0);
+    const float x[4] = {1, 2, 3, 4};
+    float out[2];
+    const int error = line_load(context, file, size);
+    if (strlen(line_message(context)) >= 256 || (error && line_message(context)[0] == 0)) abort();
+    if (!error && line_predict(context, 1, x, sizeof x, out, sizeof out) != 0) abort();
+    return 0;
+}
+"""
+
+
+@pytest.mark.slow
+def test_a_million_files_of_weights_crash_nothing(tmp_path: Path) -> None:
+    """libFuzzer begins with a good file; whatever it makes of it is taken or refused with a message."""
+    if shutil.which("clang") is None:
+        pytest.skip("clang is not installed")
+    x = gc.input("x", ("N", 4))
+    folder = gc.compile(gc.nn.linear(x, 2), name="line").export(tmp_path / "out", target="x86-64")
+    (folder / "fuzz.c").write_text(FUZZ)
+    flags = ("-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all")
+    done = subprocess.run(
+        ["clang", *flags, "fuzz.c", "line.c", "-lm", "-o", "fuzz"],
+        cwd=folder, env=BARE, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    if done.returncode != 0 and "fuzzer" in done.stderr:
+        pytest.skip("clang has no libFuzzer here")
+    assert done.returncode == 0, done.stderr
+    (folder / "corpus").mkdir()
+    shutil.copy(folder / "line.weights", folder / "corpus")
+    run(folder, "./fuzz", "-runs=1000000", "-seed=1", "-max_len=512", "corpus")
+
+
 def test_weights_of_another_net_are_refused(modules: dict[str, gc.Module], tmp_path: Path) -> None:
     """The header's digest is that of the graph."""
     one = modules["lenet"].export(tmp_path / "one")
