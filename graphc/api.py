@@ -17,7 +17,7 @@ from graphc.artifact import Artifact, cached_artifact, fingerprint, make_manifes
 from graphc.build import BuildOptions, Cache, build_extension, measure_machine, target_macros
 from graphc.emit.c import emit_c
 from graphc.errors import GraphError, RangeError, UnknownNameError
-from graphc.export import make_bundle, target_named, write_bundle
+from graphc.export import make_bundle, target_named, write_bundle, write_wheel
 from graphc.graph.node import Node
 from graphc.initialisers import Array as ArrayInitialiser
 from graphc.initialisers import Initialiser, stream
@@ -73,6 +73,7 @@ class Module(RuntimeModule):
         name: str | None = None,
         batch: int | None = None,
         single_file: bool = False,
+        wheel: bool = False,
         overwrite: bool = False,
         build: BuildOptions | None = None,
     ) -> Path:
@@ -82,8 +83,9 @@ class Module(RuntimeModule):
         weights folded already. ``target`` is ``"native"`` or a name of ``graphc.export.TARGETS``. ``weights`` are a
         ``"file"``, an array in ``"c"`` or an ``"object"`` that is linked in. ``name`` is the prefix of files and
         functions, ``batch`` the largest batch, both by default the module's; ``single_file`` puts all C into one.
-        An existing folder is replaced only with ``overwrite``. ``build`` says how code is built here, to fold
-        weights and to record what a batch gives.
+        An existing folder is replaced only with ``overwrite``. ``wheel`` puts a Python wheel into the folder instead,
+        which depends on NumPy and cffi alone. ``build`` says how code is built here, to fold weights and to record
+        what a batch gives.
 
         Raises:
             GraphcError: the module has no training step or no outputs, the target is unknown, or the folder cannot be
@@ -109,6 +111,8 @@ class Module(RuntimeModule):
             build=build or BuildOptions(),
             single_file=single_file,
         )
+        if wheel:
+            return write_wheel(bundle, folder)
         return write_bundle(bundle, folder, weights=weights, overwrite=overwrite)
 
     def profile(self, *, mode: str = "inference", repeats: int = 20, **inputs: Any) -> Profile:

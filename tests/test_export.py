@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -681,6 +682,65 @@ def test_what_cannot_be_exported_is_refused(
 ) -> None:
     with pytest.raises(GraphcError, match=message):
         modules["lenet"].export(tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+WHEEL = """\
+import sys, threading
+import numpy as np
+import lenet
+assert not [m for m in sys.modules if m.startswith(("graphc", "sympy", "jinja2"))]
+x = np.load("x.npy")
+np.save("logits.npy", lenet.predict(x=x)["logits"])
+other = []
+thread = threading.Thread(target=lambda: other.append(lenet.predict(x=x.astype("f8"))["logits"]))
+thread.start()
+thread.join()
+assert (other[0] == np.load("logits.npy")).all()
+for given, message in (
+    ({"y": x}, "expected the inputs x, got y"),
+    ({"x": x[:, :, :5]}, "input 'x' must have shape (None, 1, 32, 32)"),
+    ({"x": x.astype("c8")}, "input 'x' must be float32, got complex64"),
+    ({"x": np.zeros((5, 1, 32, 32), "f")}, "batch 5 is not in 1..4"),
+):
+    try:
+        lenet.predict(**given)
+    except ValueError as error:
+        assert message in str(error), error
+    else:
+        raise SystemExit(f"{given} was accepted")
+"""
+
+
+@pytest.mark.slow
+def test_a_wheel_needs_numpy_and_cffi_alone(modules: dict[str, gc.Module], tmp_path: Path) -> None:
+    """Built in isolation, installed into a fresh environment; its numbers are the module's."""
+    wheel = modules["lenet"].export(tmp_path / "dist", wheel=True)
+    assert [p.name for p in (tmp_path / "dist").iterdir()] == [wheel.name]
+    assert re.fullmatch(r"lenet-1\.0\.0-py3-none-\w+\.whl", wheel.name)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "fresh"], check=True)
+    python = tmp_path / "fresh" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", wheel]
+    subprocess.run(install, check=True, capture_output=True, timeout=300)
+    x = np.random.default_rng(5).normal(size=(BATCH, 1, 32, 32)).astype("f")
+    np.save(tmp_path / "x.npy", x)
+    (tmp_path / "use.py").write_text(WHEEL)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [python, "use.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    want = modules["lenet"].predict(x=x)["logits"]
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), want)
+
+
+def test_a_wheel_is_for_inference_on_this_machine(modules: dict[str, gc.Module], tmp_path: Path) -> None:
+    for options, message in (
+        ({"train": True}, "holds inference alone"),
+        ({"target": "riscv64"}, "for this machine"),
+    ):
+        with pytest.raises(GraphcError, match=message):
+            modules["lenet"].export(tmp_path / "dist", wheel=True, **options)
     assert not list(tmp_path.iterdir())
 
 

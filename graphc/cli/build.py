@@ -24,6 +24,7 @@ examples:
   graphc build model:lenet -o lenet/ && make -C lenet check
   graphc build model.py:module -o out/ --weights-from trained.safetensors --batch 1
   graphc build model:resnet_cifar -o resnet/ --train --name resnet
+  graphc build model:lenet -o dist/ --wheel
   graphc build model:lenet -o arm/ --target aarch64 --weights c --single-file"""
 
 
@@ -46,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights", default="file", choices=("file", "c", "object"),
         help="a file that is read (default), an array in C, or an object that is linked in")  # fmt: skip
     add("--single-file", action="store_true", help="all C in one file")
+    add(
+        "--wheel",
+        action="store_true",
+        help="a Python wheel of inference in the folder, instead of the sources",
+    )
     add("--overwrite", action="store_true", help="replace the folder")
 
 
@@ -58,8 +64,11 @@ def run(options: argparse.Namespace) -> None:
         module.load(options.weights_from)
     folder = module.export(
         options.out, train=options.train, target=options.target, weights=options.weights, name=options.name,
-        batch=options.batch, single_file=options.single_file, overwrite=options.overwrite,
+        batch=options.batch, single_file=options.single_file, wheel=options.wheel, overwrite=options.overwrite,
     )  # fmt: skip
+    if options.wheel:
+        print(f"{folder}: {folder.stat().st_size:,} bytes; next: pip install {folder}")
+        return
     files = [path for path in folder.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     print(f"{folder}: {len(files)} files, {size:,} bytes; next: make -C {folder} check")

@@ -2,6 +2,7 @@
 
 from graphc.export.bundle import Bundle, make_bundle
 from graphc.export.targets import TARGETS, Target, target_named
+from graphc.export.wheel import write_wheel
 from graphc.export.write import write_bundle
 
-__all__ = ["TARGETS", "Bundle", "Target", "make_bundle", "target_named", "write_bundle"]
+__all__ = ["TARGETS", "Bundle", "Target", "make_bundle", "target_named", "write_bundle", "write_wheel"]

@@ -23,7 +23,7 @@ from graphc.types import shape_text
 _SHOWN = 10  # values that the example prints of an output
 _EMBEDDINGS = ("file", "c", "object")
 _WORDS_IN_LINE = 8
-_VERSION = "1.0.0"
+VERSION = "1.0.0"
 
 
 def write_bundle(
@@ -77,13 +77,13 @@ def _files(bundle: Bundle, weights: str) -> dict[str, str | bytes]:
             for key, array in arrays.items():
                 files[_file(record, kind, key)] = np.ascontiguousarray(array).tobytes()
     context = _context(bundle, weights)
-    files["example.c"] = _render("example.c", context)
-    files["check.c"] = _render("check.c", context)
-    files[f"{name}.hpp"] = _render("wrapper.hpp", context)
-    files["Makefile"] = _render("Makefile", context)
-    files["CMakeLists.txt"] = _render("CMakeLists.txt", context)
-    files[f"{name}.pc"] = _render("package.pc", context)
-    files["README.md"] = _render("README.md", {**context, "files": _described(files, name)})
+    files["example.c"] = render("example.c", context)
+    files["check.c"] = render("check.c", context)
+    files[f"{name}.hpp"] = render("wrapper.hpp", context)
+    files["Makefile"] = render("Makefile", context)
+    files["CMakeLists.txt"] = render("CMakeLists.txt", context)
+    files[f"{name}.pc"] = render("package.pc", context)
+    files["README.md"] = render("README.md", {**context, "files": _described(files, name)})
     return files
 
 
@@ -97,7 +97,8 @@ def _environment() -> Environment:
     )
 
 
-def _render(file: str, context: Mapping[str, Any]) -> str:
+def render(file: str, context: Mapping[str, Any]) -> str:
+    """Return a file of the bundle from its template."""
     return _environment().get_template(f"{file}.j2").render(**context)
 
 
@@ -131,7 +132,7 @@ def _context(bundle: Bundle, weights: str) -> dict[str, Any]:
         "lr": repr(bundle.lr), "compiler": target.compiler, "flags": flags, "runner": target.runner,
         "cmake_flags": ";".join(target.flags), "openmp": "-fopenmp" if target.name == "native" else "",
         "objects": [str(Path(s).with_suffix(".o")) for s in sources], "sources": sources,
-        "c_sources": [s for s in sources if s.endswith(".c")], "version": _VERSION,
+        "c_sources": [s for s in sources if s.endswith(".c")], "version": VERSION,
         "compile_line": f"{target.compiler or 'cc'} {flags} example.c {' '.join(sources)} -lm -o example",
         "entries": [_method(bundle, entry) for entry in program.entries], "graph": bundle.graph,
         "batch": program.batch,
