@@ -57,7 +57,17 @@ def test_same_text_from_every_process() -> None:
 def test_variables_of_anchored_kernels_are_reserved() -> None:
     """An operand or value that the user has called like a variable of a template gets another name."""
     folder = ROOT / "codegen_templates/graphc_templates/c"
-    outside = {"entries", "kernel", "kernels.h", "loops", "module", "module.h", "prelude", "unit", "update"}
+    outside = {
+        "entries",
+        "kernel",
+        "kernels.h",
+        "loops",
+        "module",
+        "module.h",
+        "prelude",
+        "unit",
+        "update",
+    } | {"weights"}
     declared = re.compile(r"(?:\bint\d*(?:_t)?|\{\{ [TV] \}\}) (?:\*const |\*)?([a-z]\w*)(?= *[=;\[,])")
     found = {
         name

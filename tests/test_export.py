@@ -595,18 +595,24 @@ int main(void)
     assert "total heap usage: 0 allocs" in done.stderr
 
 
-@pytest.mark.parametrize("target", ["aarch64", "armv7", "riscv64"])
+@pytest.mark.parametrize("target", ["aarch64", "armv7", "riscv64", "wasm32"])
 @pytest.mark.parametrize("train", [False, True])
 def test_other_processors_agree(
     target: str, train: bool, modules: dict[str, gc.Module], tmp_path: Path
 ) -> None:
     """Cross-compiled and run by an emulator: within rounding of what this machine computes with the same layout."""
-    compiler, runner = TARGETS[target].compiler, TARGETS[target].runner.split()[0]
-    for tool in (compiler, runner):
+    needed = [
+        part.split()[0]
+        for part in (TARGETS[target].compiler, TARGETS[target].runner, TARGETS[target].archiver)
+    ]
+    for tool in needed:
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
+    if target == "wasm32" and not Path("/usr/lib/wasm32-wasi/libc.a").exists():
+        pytest.skip("wasi-libc is not installed")
     folder = modules["lenet"].export(tmp_path / "out", target=target, train=train)
-    printed = run(folder, "make", "-s", "check", "CFLAGS=-O2")
+    places = {str(Path(found).parent) for tool in needed if (found := shutil.which(tool))}
+    printed = run(folder, "make", "-s", "check", "CFLAGS=-O2", PATH=":".join([BARE["PATH"], *sorted(places)]))
     assert printed.count("ok ") == (3 if train else 1), printed
 
 

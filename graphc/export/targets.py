@@ -16,7 +16,8 @@ _CONTRACT = (
 class Target:
     """A processor: the instruction set that code is laid out for, compiler flags, and how programs are made and run.
 
-    ``compiler`` and ``runner`` are the defaults of a cross build on Debian; "" means those of the machine itself.
+    ``compiler``, ``runner``, ``archiver`` and ``link_flags`` are the defaults of a cross build on Debian; "" for the
+    first two means those of the machine itself.
     """
 
     name: str
@@ -24,6 +25,8 @@ class Target:
     flags: tuple[str, ...]
     compiler: str = ""
     runner: str = ""
+    archiver: str = "ar"
+    link_flags: str = ""
 
     def __post_init__(self) -> None:
         """Refuse an instruction set that does not exist."""
@@ -40,6 +43,10 @@ TARGETS = {
         Target(
             "armv7", "sse2", ("-march=armv7-a", "-mfpu=neon-vfpv4", "-mfloat-abi=hard", _CONTRACT),
             "arm-linux-gnueabihf-gcc", "qemu-arm -L /usr/arm-linux-gnueabihf",
+        ),
+        Target(
+            "wasm32", "sse2", ("-msimd128", "-mno-atomics", _CONTRACT), "clang --target=wasm32-wasi --sysroot=/usr",
+            "node --no-warnings run.mjs", "llvm-ar", "-Wl,-z,stack-size=262144",
         ),
         Target("riscv64", "sse2", (_CONTRACT,), "riscv64-linux-gnu-gcc", "qemu-riscv64 -L /usr/riscv64-linux-gnu"),
     )

@@ -83,6 +83,8 @@ def _files(bundle: Bundle, weights: str) -> dict[str, str | bytes]:
     files["Makefile"] = render("Makefile", context)
     files["CMakeLists.txt"] = render("CMakeLists.txt", context)
     files[f"{name}.pc"] = render("package.pc", context)
+    if bundle.target.name == "wasm32":
+        files["run.mjs"] = render("run.mjs", context)
     files["README.md"] = render("README.md", {**context, "files": _described(files, name)})
     return files
 
@@ -130,6 +132,7 @@ def _context(bundle: Bundle, weights: str) -> dict[str, Any]:
         "assembly": weights == "object", "record": records[-1], "records": records,
         "kinds": [{"suffix": o["suffix"], "ctype": o["ctype"]} for _, o in kinds],
         "lr": repr(bundle.lr), "compiler": target.compiler, "flags": flags, "runner": target.runner,
+        "archiver": target.archiver, "link_flags": target.link_flags,
         "cmake_flags": ";".join(target.flags), "openmp": "-fopenmp" if target.name == "native" else "",
         "objects": [str(Path(s).with_suffix(".o")) for s in sources], "sources": sources,
         "c_sources": [s for s in sources if s.endswith(".c")], "version": VERSION,
@@ -263,6 +266,7 @@ def _described(files: Mapping[str, object], name: str) -> list[tuple[str, str]]:
         "example.c": "a program that uses it",
         "check.c": "a program that compares it with its records in check/",
         "Makefile": "make, make check, make shared, make install",
+        "run.mjs": "runs a WebAssembly program in Node.js, with this folder as its files",
         "CMakeLists.txt": "the same for CMake, and for find_package",
     }
     return [(file, known.get(file, "kernels")) for file in files if not file.startswith("check/")]
