@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from graphc.errors import GraphError
 from graphc.graph.node import Node, topological
+from graphc.layout import Layout
 from graphc.ops.conv2d import Conv2d, Conv2dBackwardData, Conv2dBackwardWeight
 from graphc.ops.elementwise import Elementwise
 from graphc.ops.gather import Take
@@ -22,7 +23,6 @@ from graphc.ops.movement import Movement, Place, Reshape
 from graphc.ops.pool2d import AvgPool2d, MaxPool2d
 from graphc.ops.reduce import Reduce
 from graphc.passes.specialise import specialise
-from graphc.pipeline import Layout
 from graphc.types import ITEMSIZE, Shape, at, shape_text
 
 _PRODUCTS = (Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, MatMul)

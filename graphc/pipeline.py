@@ -5,7 +5,6 @@ Each step states what it gives; ``dump`` receives every intermediate result unde
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +15,7 @@ from graphc.graph.text import print_graph
 from graphc.graph.verify import verify
 from graphc.initialisers import Array, Initialiser
 from graphc.isa import AVX512, Isa
+from graphc.layout import Layout, check_name, elements, name_leaves, padded
 from graphc.lower.arena import kept_buffers, plan_entry
 from graphc.lower.budget import within_budget, without_budget
 from graphc.lower.entry import EntryLowering
@@ -24,7 +24,7 @@ from graphc.lower.update import Target, update_at_once
 from graphc.memory import ArenaPlan
 from graphc.ops.control import Bounded
 from graphc.ops.elementwise import Elementwise
-from graphc.ops.leaves import BatchExtent, Constant, Folded, Input, Parameter, Scope, State
+from graphc.ops.leaves import BatchExtent, Constant, Folded, Input, Parameter, State
 from graphc.optim import Optimizer
 from graphc.passes.fold import fold_scales, hoist_fixed
 from graphc.passes.fuse import Group, print_groups
@@ -42,20 +42,16 @@ from graphc.program.ir import (
     Call,
     Entry,
     Program,
-    Slot,
     Space,
-    UpdateRange,
     UpdateSpec,
 )
 from graphc.rewrites import ALL, Rewrites
-from graphc.types import ITEMSIZE, DType, Extent, static_shape, static_size
+from graphc.types import DType, Extent, static_shape
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 # Arguments of the module's methods, beside which inputs are passed by name.
 _KEYWORDS = frozenset({"self", "out", "lr"})
 _PREFIXES = ("state.", "grad.", "metric.")
 _AT_ONCE = 2**12  # elements from which on a gradient is used up at once where none need be kept
-_ALIGN = 64  # every parameter starts at a multiple of this many bytes
 Dump = Callable[[str, Callable[[], str]], None]
 
 
@@ -99,139 +95,6 @@ class Compiled:
     graphs: dict[str, dict[str, Node]] = field(repr=False)
 
 
-class Layout:
-    """Names and places of parameters and state: one flat block each."""
-
-    def __init__(
-        self,
-        outputs: Mapping[str, Node],
-        trainable: set[Node],
-        optimizer: Optimizer | None,
-        dtype: DType,
-        at_once_from: int | None = None,
-    ):
-        """Name the leaves in topological order and give each its offset.
-
-        Parameters with so many elements or more are updated at once, and come after the others.
-        """
-        leaves = [n for n in topological(outputs.values()) if isinstance(n.op, (Parameter, State, Constant))]
-        self.names = _name_leaves(leaves)
-        params = [n for n in leaves if isinstance(n.op, Parameter)]
-        self.trainable = [p for p in params if p in trainable]
-        hyper = {
-            p: tuple(optimizer.hyperparameters_of(self.names[p], p.rank).items()) if optimizer else ()
-            for p in self.trainable
-        }
-        groups = list(dict.fromkeys(hyper.values()))
-        large = {p for p in self.trainable if at_once_from is not None and _elements(p) >= at_once_from}
-        self.trainable.sort(key=lambda p: (p in large, groups.index(hyper[p])))  # stable: one range a group
-        fixed = [n for n in leaves if n not in set(self.trainable) and not isinstance(n.op, State)]
-        self.offsets: dict[Node, int] = {}
-        kept = [p for p in self.trainable if p not in large]
-        self.grads_size = self._place(kept, 0, dtype)
-        self.trainable_size = self._place([p for p in self.trainable if p in large], self.grads_size, dtype)
-        self.params_size = self._place(fixed, self.trainable_size, dtype)
-        self.states = [n for n in leaves if isinstance(n.op, State)]
-        self.states_size = self._place(self.states, 0, dtype)
-        self.params = [*self.trainable, *fixed]
-        self.kept = frozenset(kept)
-
-        def update_range(members: list[Node]) -> UpdateRange:
-            begin, last = self.offsets[members[0]], members[-1]
-            end = self.offsets[last] + _padded(_elements(last), dtype)
-            return UpdateRange(begin, end, hyper[last], tuple(self.names[p] for p in members))
-
-        together = [[p for p in kept if hyper[p] == group] for group in groups]
-        self.ranges = tuple(update_range(members) for members in together if members)
-        self.at_once = {p: update_range([p]) for p in self.trainable if p in large}
-
-    def _place(self, nodes: list[Node], start: int, dtype: DType) -> int:
-        for node in nodes:
-            self.offsets[node] = start
-            start += _padded(_elements(node), node.dtype if not node.type.is_float else dtype, dtype)
-        return start
-
-    def buffer(self, node: Node) -> Buffer:
-        """Return the buffer of a parameter, constant or state."""
-        space = Space.STATE if isinstance(node.op, State) else Space.PARAMS
-        return Buffer(self.names[node], node.dtype, node.type.size, space, self.offsets[node])
-
-    def slots(self, nodes: list[Node]) -> tuple[Slot, ...]:
-        """Return the named places of parameters or state."""
-        trained = set(self.trainable)
-        return tuple(
-            Slot(
-                self.names[n],
-                tuple(d for d in n.shape if isinstance(d, int)),
-                self.offsets[n],
-                n in trained,
-                n.dtype,
-                isinstance(n.op, Constant),
-                gradient=n in self.kept,
-            )
-            for n in nodes
-        )
-
-
-def _elements(node: Node) -> int:
-    return static_size([d for d in node.shape if isinstance(d, int)])
-
-
-def _padded(count: int, dtype: DType, unit: DType | None = None) -> int:
-    """Return the elements (of ``unit``) that an array takes with padding to the alignment."""
-    step = _ALIGN // ITEMSIZE[unit or dtype]
-    size = -(-count * ITEMSIZE[dtype] // ITEMSIZE[unit or dtype])
-    return -(-size // step) * step
-
-
-def _name_leaves(leaves: list[Node]) -> dict[Node, str]:
-    """Name parameters and state after their layers; layers without a name get their kind and a number.
-
-    Raises:
-        UnknownNameError: a name is used twice, or contains what no identifier has.
-    """
-    scopes: dict[Scope, str] = {}
-    counts: dict[str, int] = {}
-    names: dict[Node, str] = {}
-    taken = {
-        n.op.scope.name
-        for n in leaves
-        if isinstance(n.op, (Parameter, State)) and n.op.scope.name is not None
-    }
-    used: dict[str, Node] = {}
-    for node in leaves:
-        if isinstance(node.op, Constant):
-            name = f"constant_{sum(isinstance(n.op, Constant) for n in names)}"
-        else:
-            assert isinstance(node.op, (Parameter, State))
-            scope = node.op.scope
-            if scope not in scopes:
-                chosen = scope.name
-                while chosen is None or (scope.name is None and chosen in taken):
-                    counts[scope.kind] = counts.get(scope.kind, -1) + 1
-                    chosen = f"{scope.kind}_{counts[scope.kind]}"
-                scopes[scope] = chosen
-            name = scopes[scope] + (f".{node.op.field}" if node.op.field else "")
-        _check_name("parameter", name, node)
-        if name in used:
-            raise UnknownNameError(
-                f"the name {name!r} is used twice: at {used[name].source} and at {node.source}; "
-                "to share a layer, pass its tensors to both uses"
-            )
-        used[name] = node
-        names[node] = name
-    return names
-
-
-def _check_name(what: str, name: str, node: Node) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 200:
-        shown = repr(name) if len(str(name)) <= 80 else f"{str(name)[:77]!r}..."
-        raise UnknownNameError(
-            f"{what} {shown}: a name has letters, digits, '_' and '.', starts with a letter or '_', and is at "
-            f"most 200 characters long, at {node.source}"
-        )
-
-
 def compile_program(request: Request, dump: Dump | None = None) -> Compiled:
     """Run every step and return the Program.
 
@@ -261,7 +124,7 @@ def initialisers_of(request: Request) -> dict[str, Initialiser]:
     # In the dtype of the module, as the layout sees it: constants that differ in dtype alone become one.
     typed = retype(_written(request), request.dtype)
     leaves = [n for n in topological(typed.values()) if isinstance(n.op, (Parameter, State, Constant))]
-    return {name: _initialiser(node) for node, name in _name_leaves(leaves).items()}
+    return {name: _initialiser(node) for node, name in name_leaves(leaves).items()}
 
 
 def _initialiser(node: Node) -> Initialiser:
@@ -289,12 +152,12 @@ def _check_request(request: Request, written: Mapping[str, Node]) -> None:
     named: dict[str, Node] = {}
     for node in topological(written.values()):
         if isinstance(node.op, Elementwise):
-            _check_name("function", node.op.name, node)
+            check_name("function", node.op.name, node)
         if not isinstance(node.op, Input):
             if node.name is not None:
-                _check_name("tensor", node.name, node)
+                check_name("tensor", node.name, node)
             continue
-        _check_name("input", node.op.name, node)
+        check_name("input", node.op.name, node)
         if node.op.name in _KEYWORDS:
             raise UnknownNameError(
                 f"input {node.op.name!r}: the name is taken by an argument of predict or train_step, "
@@ -306,7 +169,7 @@ def _check_request(request: Request, written: Mapping[str, Node]) -> None:
             )
     for kind, tensors in (("output", request.outputs), ("metric", request.metrics)):
         for name, node in tensors.items():
-            _check_name(kind, name, node)
+            check_name(kind, name, node)
             if name in named:
                 raise UnknownNameError(f"{kind} {name!r} has the name of an input, at {node.source}")
             if name == "loss" and request.loss is not None and node is not request.loss:
@@ -382,7 +245,7 @@ class Builder:
             if known is None:
                 name = f"folded_{len(self.fold_outputs)}"
                 known = Buffer(name, node.dtype, node.type.size, Space.FOLDED, self.folded_size)
-                self.folded_size += _padded(_elements(node), node.dtype)
+                self.folded_size += padded(elements(node), node.dtype)
                 self.fold_outputs[name] = value
             self.folded[node] = known
         return called

@@ -28,7 +28,7 @@ LAYERS = [
     ["graphc.nn", "graphc.losses", "graphc.metrics", "graphc.models"],
     ["graphc.program"],
     ["graphc.passes", "graphc.optim"],
-    ["graphc.lower"],
+    ["graphc.layout", "graphc.lower"],
     ["graphc.emit"],
     ["graphc.pipeline"],
     ["graphc.artifact", "graphc.layers"],

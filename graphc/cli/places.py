@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import graphc as gc
 from graphc.errors import GraphcError, GraphError, UnknownNameError
-from graphc.pipeline import Layout
+from graphc.layout import Layout
 
 METAVAR = "NET"
 SYNTAX = """\
