@@ -1,8 +1,8 @@
 """Time an exported net, called from C, beside the module that it came from, called from Python; and its sizes.
 
-Both predict the same batch on one thread, in turns: best (median) microseconds of a call over the rounds, of the bundle
-as its Makefile builds it. Sizes are those of the code (text of the library's objects), of the stripped example, and of
-the weights; compiling is one command, cc with the example and the library.
+Both predict the same batch on one thread, in turns: best (median) microseconds of a call over the rounds, with the
+flags of the bundle's Makefile. Sizes are those of the code (text of the library's objects), of the stripped example,
+and of the weights; compiling is one command, cc with the example and the library.
 
 Examples:
     python benchmarks/exported.py
@@ -81,7 +81,7 @@ def measure(net: str, batch: int, rounds: int, calls: int) -> dict[str, Any]:
         start = time.perf_counter()
         subprocess.run(command, cwd=folder, check=True)
         compiling = time.perf_counter() - start
-        values = dict(name=net, upper=net.upper(), batch=batch, calls=calls)  # fmt: skip
+        values = {"name": net, "upper": net.upper(), "batch": batch, "calls": calls}
         inputs = batch * int(np.prod(NETS[net].shape))
         (folder / "timed.c").write_text(
             MAIN.format(**values, inputs=inputs, outputs=batch * NETS[net].classes)
@@ -123,13 +123,12 @@ def main() -> None:
     row = measure(options.net, options.batch, options.rounds, options.calls)
     save({"machine": {**machine.describe(1), "versions": versions(("graphc", "numpy"))}, "row": row}, options)
     c, python = row["c_us"], row["python_us"]
+    ratio = python["best"] / c["best"]
     print(f"{row['net']}, batch {row['batch']}, one thread; best (median) of {options.rounds} rounds")
     print(f"from C       {c['best']:10.2f} ({c['median']:.2f}) us a call")
-    print(
-        f"from Python  {python['best']:10.2f} ({python['median']:.2f}) us a call, {python['best'] / c['best']:.2f} times"
-    )
-    print(f"compiled in {row['compile_seconds']:.2f} s; code {row['code_bytes']:,} bytes, weights "
-          f"{row['weights_bytes']:,}, stripped program {row['program_bytes_without_weights']:,} beside them")  # fmt: skip
+    print(f"from Python  {python['best']:10.2f} ({python['median']:.2f}) us a call, {ratio:.2f} times")
+    print(f"compiled in {row['compile_seconds']:.2f} s; code {row['code_bytes']:,} bytes; stripped program")
+    print(f"{row['program_bytes_without_weights']:,} bytes beside weights of {row['weights_bytes']:,}")
 
 
 if __name__ == "__main__":
