@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -344,3 +345,27 @@ def test_exact_plans() -> None:
     instance = placement.rectangle(12, 1)
     plan, proven = exact.plan_exactly(instance.intervals, plan_arena(instance.intervals, effort=0), 20)
     assert (plan.arena_bytes, proven) == (placement.BYTES, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("budget", [r"lenet +32 +90 % +[\d,.]+ +\d+ % +\d+ % +\d+ %|lenet +32 +90 % +- +- +- +cannot be"]),
+        (
+            "exported",
+            [
+                r"from C +[\d.]+ \([\d.]+\) us a call",
+                r"from Python +[\d.]+ \([\d.]+\) us a call, [\d.]+ times",
+            ],
+        ),
+    ],
+)
+def test_the_quick_form_of_a_benchmark(name: str, lines: list[str], tmp_path: Path) -> None:
+    """It prints its table and writes its file."""
+    file = tmp_path / "results.json"
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for line in lines:
+        assert re.search(line, done.stdout), done.stdout
+    assert json.loads(file.read_text())
