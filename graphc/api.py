@@ -83,9 +83,9 @@ class Module(RuntimeModule):
         weights folded already. ``target`` is ``"native"`` or a name of ``graphc.export.TARGETS``. ``weights`` are a
         ``"file"``, an array in ``"c"`` or an ``"object"`` that is linked in. ``name`` is the prefix of files and
         functions, ``batch`` the largest batch, both by default the module's; ``single_file`` puts all C into one.
-        An existing folder is replaced only with ``overwrite``. ``wheel`` puts a Python wheel into the folder instead,
-        which depends on NumPy and cffi alone. ``build`` says how code is built here, to fold weights and to record
-        what a batch gives.
+        A bundle that is there is replaced only with ``overwrite``. ``wheel`` puts a Python wheel into the folder
+        instead, which depends on NumPy and cffi alone. ``build`` says how code is built here, to fold weights and to
+        record what a batch gives.
 
         Raises:
             GraphcError: the module has no training step or no outputs, the target is unknown, or the folder cannot be

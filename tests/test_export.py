@@ -717,7 +717,7 @@ def test_a_folder_appears_whole_or_not_at_all(
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "precious").write_text("mine")
-    with pytest.raises(GraphcError, match="is there and not empty; overwrite=True replaces it"):
+    with pytest.raises(GraphcError, match="is there and not empty; overwrite=True replaces a bundle"):
         module.export(folder)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert (folder / "precious").read_text() == "mine"
@@ -730,8 +730,13 @@ def test_a_folder_appears_whole_or_not_at_all(
         module.export(tmp_path / "other")
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    module.export(folder, overwrite=True)
-    assert not (folder / "precious").exists()
+    with pytest.raises(GraphcError, match="is no bundle of graphc's; what is in it is not removed"):
+        module.export(folder, overwrite=True)
+    assert (folder / "precious").read_text() == "mine"
+    bundle = module.export(tmp_path / "bundle")
+    (bundle / "stale.o").write_text("")
+    module.export(bundle, overwrite=True)
+    assert (bundle / "Makefile").exists() and not (bundle / "stale.o").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -26,11 +25,6 @@ QUICK = gc.BuildOptions(optimisation=("-O0",))
 BATCH, CLASSES = 2, 3
 
 
-FULL = pytest.mark.skipif(
-    os.environ.get("GRAPHC_FULL") != "1", reason="takes two minutes in all: runs where GRAPHC_FULL=1 is set"
-)
-
-
 @dataclass(frozen=True)
 class Case:
     """A net of ``graphc.models``, on images as small as it takes."""
@@ -45,7 +39,7 @@ def vgg_case(depth: int, norm: bool) -> Case:
     return Case(f"vgg{depth}{'_bn' if norm else ''}", build, (3, 32, 32))
 
 
-ALWAYS = [
+CASES = [
     Case("mlp", partial(models.mlp, hidden=(12, 8)), (1, 5, 5)),
     Case("lenet", models.lenet, (1, 32, 32)),
     Case("lenet_1998", models.lenet_1998, (1, 32, 32)),
@@ -55,8 +49,6 @@ ALWAYS = [
     Case("googlenet", partial(models.googlenet, norm=False, kernel=3), (3, 32, 32)),
     Case("resnet18", models.resnet18, (3, 33, 33)),
     Case("resnet_cifar20", partial(models.resnet_cifar, width=4), (3, 32, 32)),
-]
-LONG = [
     Case("alexnet", models.alexnet, (3, 63, 63)),  # 54 million weights whatever the image
     *[vgg_case(depth, norm=False) for depth in (11, 13, 19)],
     *[vgg_case(depth, norm=True) for depth in (13, 16, 19)],
@@ -67,6 +59,7 @@ LONG = [
     ],
     Case("resnet_cifar56", partial(models.resnet_cifar, width=4, depth=56), (3, 32, 32)),
 ]
+SLOW = ("googlenet_with_heads", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
 def compiled(case: Case, poison: bool) -> gc.Module:
@@ -99,8 +92,10 @@ def differing(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> list[s
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, id=case.label) for case in ALWAYS]
-    + [pytest.param(case, id=case.label, marks=[FULL, pytest.mark.slow]) for case in LONG],
+    [
+        pytest.param(case, id=case.label, marks=[pytest.mark.slow] if case.label in SLOW else [])
+        for case in CASES
+    ],
 )
 def test_a_net_does_not_notice(case: Case) -> None:
     """The same bits with and without poison."""
@@ -111,7 +106,7 @@ def test_a_net_does_not_notice(case: Case) -> None:
 
 def test_every_model_is_here() -> None:
     """A model that is added to graphc.models is added here."""
-    labels = [case.label for case in (*ALWAYS, *LONG)]
+    labels = [case.label for case in CASES]
     functions = [name for name in models.__all__ if name[0].islower()]
     assert [name for name in functions if not any(label.startswith(name) for label in labels)] == []
 

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="a Python wheel of inference in the folder, instead of the sources",
     )
-    add("--overwrite", action="store_true", help="replace the folder")
+    add("--overwrite", action="store_true", help="replace a bundle that is there")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -33,10 +33,10 @@ def write_bundle(
 
     Args:
         bundle: what is written.
-        folder: where; it must not be there, or be empty, unless ``overwrite`` says that it may be replaced.
+        folder: where; it must not be there, or be empty, or be a bundle that ``overwrite`` says may be replaced.
         weights: ``"file"``: read or mapped when the program starts; ``"c"``: an array in C; ``"object"``: linked in
             by the assembler.
-        overwrite: replace the folder.
+        overwrite: replace a bundle that is there.
 
     Raises:
         GraphcError: the folder is there and not empty, or cannot be written.
@@ -45,8 +45,13 @@ def write_bundle(
         raise RangeError(f"export: weights must be one of {', '.join(_EMBEDDINGS)}, got {weights!r}")
     target = Path(folder)
     try:
-        if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
-            raise GraphcError(f"export: {target} is there and not empty; overwrite=True replaces it")
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            if not overwrite:
+                raise GraphcError(
+                    f"export: {target} is there and not empty; overwrite=True replaces a bundle"
+                )
+            if not _is_bundle(target):
+                raise GraphcError(f"export: {target} is no bundle of graphc's; what is in it is not removed")
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
@@ -62,6 +67,14 @@ def write_bundle(
     except OSError as error:
         raise GraphcError(f"export: {error.filename or target}: {error.strerror or error}") from error
     return target
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder was written by an export, and holds nothing that anybody could miss."""
+    makefile = folder / "Makefile"
+    return makefile.is_file() and "exported by graphc" in makefile.read_text(
+        encoding="utf-8", errors="replace"
+    )
 
 
 def _files(bundle: Bundle, weights: str) -> dict[str, str | bytes]:
