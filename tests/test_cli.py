@@ -143,7 +143,7 @@ def test_ctrl_c_ends_with_130_and_a_checkpoint(tmp_path: Path) -> None:
         (["demo", "--epochs", "0"], "at least 1 epoch"),
         (["demo", "--seed", "-1"], "seed"),
         (["inspect", "nowhere.py:net"], "expected FILE.py:NAME"),
-        (["inspect", "net.py"], "expected FILE.py:NAME"),
+        (["inspect", "net.py"], "net.py defines 0 modules (none); name what is meant: net.py:NAME"),
         (["inspect", "net.py:other"], "net.py defines no 'other'"),
         (["inspect", "net.py:number"], "net.py:number is int"),
         (["inspect", "net.py:logits", "--mode", "train"], "no plan for 'train'"),

@@ -147,3 +147,19 @@ def test_the_command_explains(place: Path) -> None:
     command = [sys.executable, "-m", "graphc", "inspect", f"{place}:module", "--explain", "fc"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     assert done.stdout.startswith("fc: float32(N, 3) = matmul(")
+
+
+def test_a_file_with_one_module_needs_no_name(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of several, the message tells their names."""
+    file = tmp_path / "one.py"
+    file.write_text(NET.rsplit("wider =", 1)[0])
+    assert main(["inspect", str(file), "--show", "written"]) == 0
+    assert "squashed" in capsys.readouterr().out
+    assert main(["inspect", str(place)]) == 2
+    assert "defines 2 modules (module, wider); name what is meant" in capsys.readouterr().err
+    file.write_text("x = 1")
+    assert main(["inspect", str(file)]) == 2
+    assert "defines 0 modules (none)" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "missing.py")]) == 2

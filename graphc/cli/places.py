@@ -16,10 +16,10 @@ from graphc.layout import Layout
 
 METAVAR = "NET"
 SYNTAX = """\
-NET is model:NAME or FILE.py:NAME. model:resnet18 is a function of gc.models; keywords follow it after commas,
-as in model:vgg,depth=16,norm=True, and image=(C,H,W) is the shape of its input (with parentheses, the shell
+NET is model:NAME, FILE.py:NAME or FILE.py. model:resnet18 is a function of gc.models; keywords follow it after
+commas, as in model:vgg,depth=16,norm=True, and image=(C,H,W) is the shape of its input (with parentheses, the shell
 wants quotes). NAME in FILE.py is a compiled module, a tensor, a dict of named tensors, or a function without
-arguments that returns one of these; the file is run to get it."""
+arguments that returns one of these; the file is run to get it. FILE.py alone is the only module in it."""
 
 Tensors: TypeAlias = dict[str, gc.Tensor]
 
@@ -100,8 +100,10 @@ def _keywords(place: str, text: str) -> dict[str, Any]:
 
 def _in_file(place: str) -> gc.Module | Tensors:
     file, colon, name = place.rpartition(":")
+    if not colon and place.endswith(".py"):
+        file, name = place, ""
     path = Path(file)
-    if not colon or not name.isidentifier() or not path.is_file():
+    if not path.is_file() or not (name.isidentifier() or path == Path(place)):
         raise UnknownNameError(
             f"{place}: expected FILE.py:NAME with the name of a module or a tensor in it, or {_MODEL}NAME"
         )
@@ -113,6 +115,14 @@ def _in_file(place: str) -> gc.Module | Tensors:
         raise GraphError(f"{path}: {error}") from error
     finally:
         sys.path.pop(0)
+    if not name:
+        modules = [key for key, value in names.items() if isinstance(value, gc.Module)]
+        if len(modules) != 1:
+            known = ", ".join(modules) or "none"
+            raise UnknownNameError(
+                f"{path} defines {len(modules)} modules ({known}); name what is meant: {path}:NAME"
+            )
+        name = modules[0]
     if name not in names:
         raise UnknownNameError(f"{path} defines no {name!r}")
     found: Any = names[name]
