@@ -168,7 +168,7 @@ def make_manifest(program: Program, emitted: Emitted, optimizer: Optimizer | Non
         "slots": slots,
         "sizes": {
             "params": program.params_size, "grads": program.grads_size if trains else 0,
-            "trainable": program.trainable_size, "slots": len(slots) * program.trainable_size,
+            "trainable": program.trainable_size, "slots": program.slots_size,
             "state": program.states_size, "folded": program.folded_size, "arena_bytes": program.arena_bytes,
         },
         "lr": optimizer.lr if optimizer is not None else None,

@@ -24,7 +24,7 @@ from graphc.emit.weights import weights_context
 from graphc.lower.names import c_name, words
 from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
-from graphc.program.ir import Buffer, Call, Entry, Kernel, LoopSpec, Program, Space
+from graphc.program.ir import Buffer, Call, Entry, Kernel, Program, Space
 from graphc.types import at, shape_text
 
 ABI = 1
@@ -255,13 +255,12 @@ class _Emitter:
 
     def _common(self, entries: list[dict[str, object]]) -> dict[str, object]:
         p = self.program
-        slots = len(p.update.slots) * p.trainable_size if p.update else 0
         bounds = {a.dtype for e in p.entries for b in e.bounds for a in e.inputs if a.name == b.input}
         return {
             "name": p.name, "upper": self.upper, "guard": f"{self.upper}_H", "abi": ABI, "T": self.real,
             "summary": f"{', '.join(e.name for e in p.entries)}; batch up to {p.batch}, {p.dtype}",
             "batch": p.batch, "params": p.params_size, "trainable": p.trainable_size, "grads": p.grads_size,
-            "slots": slots, "uses_up": p.uses_up,
+            "slots": p.slots_size, "uses_up": p.uses_up,
             "states": p.states_size, "folded": p.folded_size, "arena": p.arena_bytes, "entries": entries,
             "entries_use_arrays": any(e.inputs or e.outputs for e in p.entries),
             "entries_use_batch": any(e["uses_batch"] for e in entries),
@@ -332,8 +331,7 @@ class _Emitter:
         needed = {s for call in entry.calls for s in (b.space for b in call.buffers)}
         if entry.name == "train_step" and p.update:
             needed |= {Space.PARAMS, Space.GRADS, Space.SLOTS}
-        slots = len(p.update.slots) * p.trainable_size if p.update else 0
-        sizes = {Space.PARAMS: p.params_size, Space.GRADS: p.grads_size, Space.SLOTS: slots,
+        sizes = {Space.PARAMS: p.params_size, Space.GRADS: p.grads_size, Space.SLOTS: p.slots_size,
                  Space.STATE: p.states_size, Space.FOLDED: p.folded_size}  # fmt: skip
         checks = [
             (_SPACES[s], f"sizeof({self.real}) * {self.upper}_{_BLOCK_SIZES[s]}")
@@ -401,7 +399,7 @@ class _Emitter:
         if not self.nan_guard or buffer.dtype != self.program.dtype or buffer in local.workspaces:
             return False
         later = next((call for call in entry.calls[number + 1 :] if buffer in call.buffers), None)
-        return later is None or _reads(later, buffer)
+        return later is None or later.reads(buffer)
 
     def _commit(self, entry: Entry, local: _Locals, dead: Mapping[int, list[str]]) -> list[str]:
         if entry.name != "train_step":
@@ -471,14 +469,6 @@ def _cdef(header: str) -> str:
     text = re.sub(r"#ifdef __cplusplus.*?#endif", "", text, flags=re.DOTALL)
     lines = [line for line in text.split("\n") if not line.startswith("#")]
     return "\n".join(line for line in lines if line.strip()) + "\n"
-
-
-def _reads(call: Call, buffer: Buffer) -> bool:
-    """Whether a call reads a buffer, rather than only writing it."""
-    if not isinstance(call.kernel.spec, LoopSpec):
-        return True
-    read = {load.operand for load in call.kernel.spec.loads}
-    return any(b == buffer and number in read for number, b in enumerate(call.buffers))
 
 
 def emit_c(

@@ -14,8 +14,12 @@ def weights_context(program: Program, graph: str) -> dict[str, object]:
     """Return what the templates need. ``graph`` is the digest that the file must have, 64 hexadecimal digits."""
     item = ITEMSIZE[program.dtype]
     trains = any(entry.name == "train_step" for entry in program.entries)
-    slots = len(program.update.slots) * program.trainable_size if program.update else 0
-    elements = {"params": program.params_size, "slots": slots, "state": program.states_size, "folded": 0}
+    elements = {
+        "params": program.params_size,
+        "slots": program.slots_size,
+        "state": program.states_size,
+        "folded": 0,
+    }
     if not trains:
         elements = {**dict.fromkeys(elements, 0), "folded": program.folded_size}
     sizes = [-(-count * item // _ALIGN) * _ALIGN for count in elements.values()]

@@ -18,7 +18,7 @@ from graphc.emit.weights import CONTEXT_BYTES
 from graphc.errors import GraphcError, RangeError
 from graphc.export.bundle import STEPS, Bundle, Record
 from graphc.program.ir import Argument, Entry
-from graphc.types import shape_text
+from graphc.types import ITEMSIZE, shape_text
 
 _SHOWN = 10  # values that the example prints of an output
 _EMBEDDINGS = ("file", "c", "object")
@@ -128,10 +128,9 @@ def _context(bundle: Bundle, weights: str) -> dict[str, Any]:
     records = [_record(bundle, record, entries[record.entry]) for record in bundle.records]
     sources = [file for file in bundle.emitted.sources if file.endswith(".c")]
     sources += {"c": [f"{name}_weights.c"], "object": [f"{name}_weights.S"]}.get(weights, [])
-    slots = len(program.update.slots) * program.trainable_size if program.update else 0
     elements = {
-        "params": program.params_size, "grads": program.grads_size, "slots": slots, "state": program.states_size,
-        "folded": program.folded_size,
+        "params": program.params_size, "grads": program.grads_size, "slots": program.slots_size,
+        "state": program.states_size, "folded": program.folded_size,
     }  # fmt: skip
     blocks = (
         [{"name": b, "macro": b.upper()} for b, count in elements.items() if count] if bundle.trains else []
@@ -218,16 +217,15 @@ def _count(argument: Argument) -> str:
 
 def _memory(bundle: Bundle, upper: str) -> list[dict[str, Any]]:
     program = bundle.program
-    item = 8 if program.dtype == "float64" else 4
+    item = ITEMSIZE[program.dtype]
     rows: list[dict[str, Any]] = [
         {"what": "weights file", "bytes": len(bundle.weights), "macro": f"{upper}_WEIGHTS_BYTES"},
         {"what": "context", "bytes": CONTEXT_BYTES, "macro": f"{upper}_CONTEXT_BYTES"},
     ]
     if bundle.trains:
-        slots = len(program.update.slots) * program.trainable_size if program.update else 0
         sizes = {
             "parameters": ("PARAMS", program.params_size), "gradients": ("GRADS", program.grads_size),
-            "optimizer's state": ("SLOTS", slots), "running statistics": ("STATE", program.states_size),
+            "optimizer's state": ("SLOTS", program.slots_size), "running statistics": ("STATE", program.states_size),
             "folded values": ("FOLDED", program.folded_size),
         }  # fmt: skip
         rows += [

@@ -159,7 +159,7 @@ class _Chain:
         """Return the steps in front of which one tensor alone leads on, and these tensors; both ends are cuts."""
         # A concatenation that is written in part leads on too: no part can give all of it again.
         leads_to = {
-            b: max(step for step in (*use.reads, use.writes[-1]) if step <= self.middle)
+            b: max(step for step in (*use.reads, *use.writes) if step <= self.middle)
             for b, use in self.uses.items()
             if b.space is Space.ARENA and self.size(b) >= WORTH and use.writes and use.writes[0] < self.middle
         }

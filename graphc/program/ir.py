@@ -216,6 +216,13 @@ class Call:
     layer: str
     again: bool = False  # it ran before in the same call of the entry point
 
+    def reads(self, buffer: Buffer) -> bool:
+        """Whether the call reads a buffer, rather than only writing it; of other kernels than loops, always."""
+        if not isinstance(self.kernel.spec, LoopSpec):
+            return True
+        read = {load.operand for load in self.kernel.spec.loads}
+        return any(b == buffer and number in read for number, b in enumerate(self.buffers))
+
 
 @dataclass(frozen=True)
 class Argument:
@@ -310,6 +317,11 @@ class Program:
     arena_bytes: int
     offsets: dict[str, dict[str, int]] = field(compare=False)
     update: UpdateSpec | None = None
+
+    @property
+    def slots_size(self) -> int:
+        """The elements of the optimizer's state: a block as large as the trainable parameters for each slot."""
+        return len(self.update.slots) * self.trainable_size if self.update is not None else 0
 
     @property
     def uses_up(self) -> bool:
