@@ -169,7 +169,8 @@ def make_manifest(program: Program, emitted: Emitted, optimizer: Optimizer | Non
         "sizes": {
             "params": program.params_size, "grads": program.grads_size if trains else 0,
             "trainable": program.trainable_size, "slots": program.slots_size,
-            "state": program.states_size, "folded": program.folded_size, "arena_bytes": program.arena_bytes,
+            "state": program.states_size, "folded": program.folded_size, "frozen": program.frozen_size,
+            "arena_bytes": program.arena_bytes,
         },
         "lr": optimizer.lr if optimizer is not None else None,
         "profiled": emitted.profiled,

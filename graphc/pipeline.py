@@ -24,7 +24,7 @@ from graphc.lower.update import Target, update_at_once
 from graphc.memory import ArenaPlan
 from graphc.ops.control import Bounded
 from graphc.ops.elementwise import Elementwise
-from graphc.ops.leaves import BatchExtent, Constant, Folded, Input, Parameter, State
+from graphc.ops.leaves import BatchExtent, Constant, Folded, Frozen, Input, Parameter, State
 from graphc.optim import Optimizer
 from graphc.passes.fold import fold_scales, hoist_fixed
 from graphc.passes.fuse import Group, print_groups
@@ -83,7 +83,7 @@ class Request:
     rewrites: Rewrites = ALL
     apart: bool = False  # one kernel for every node: nan_guard must be able to name it
     keep_gradients: bool = True  # in a block; otherwise large ones are used up where they are computed
-    frozen: bool = False  # inference reads what the fold step gave, and no parameters
+    frozen: bool = False  # what is not trained is not read, only what was computed from it ahead
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,39 @@ def _check_batch(entry: str, graph: Mapping[str, Node], inputs: list[Argument]) 
             )
 
 
+class _Ahead:
+    """Values that are computed ahead of the calls that read them, one after another in a block."""
+
+    def __init__(self, space: Space, kind: type[Folded]):
+        self.space, self.kind = space, kind
+        self.leaves: dict[Node, Node] = {}  # by value
+        self.buffers: dict[Node, Buffer] = {}  # by leaf
+        self.values: dict[str, Node] = {}  # by the name of the buffer
+        self.size = 0
+
+    def leaf_of(self, value: Node) -> Node:
+        """Return the leaf that stands for a value."""
+        if value not in self.leaves:
+            leaf = self.kind(value.dtype, static_shape(value.shape), len(self.leaves))
+            self.leaves[value] = leaf(name=value.name)
+        return self.leaves[value]
+
+    def register(self, called: dict[str, Node], values: Mapping[Node, Node]) -> dict[str, Node]:
+        """Give every leaf of a graph its place, in the order in which they are read; return the graph."""
+        for node in topological(called.values()):
+            if node in values and node not in self.buffers:
+                name = f"{self.space.value}_{len(self.values)}"
+                self.buffers[node] = Buffer(name, node.dtype, node.type.size, self.space, self.size)
+                self.size += padded(elements(node), node.dtype)
+                self.values[name] = values[node]
+        return called
+
+    @property
+    def results(self) -> dict[str, Buffer]:
+        """The buffers by their names."""
+        return {buffer.name: buffer for buffer in self.buffers.values()}
+
+
 class Builder:
     """Collects the entry points of one module."""
 
@@ -208,9 +241,11 @@ class Builder:
         self.layout = Layout(outputs, set(self.wanted), self.optimizer, request.dtype, at_once_from)
         self.entries: list[Entry] = []
         self.plans: dict[str, ArenaPlan] = {}
-        self.fold_outputs: dict[str, Node] = {}
-        self.folded: dict[Node, Buffer] = {}
-        self.folded_size = 0
+        self.frozen = _Ahead(Space.FROZEN, Frozen)
+        self.folded = _Ahead(Space.FOLDED, Folded)
+        fixed = [p for p in self.layout.params if p not in set(self.wanted)]
+        ahead = self.trained and any(request.frozen or isinstance(p.op, Parameter) for p in fixed)
+        self.fixed_leaves = frozenset(fixed) if ahead else None
         self.graphs: dict[str, dict[str, Node]] = {"written": outputs}
         self.step = 3
 
@@ -228,27 +263,22 @@ class Builder:
         scaled = pool_before_activation(
             simplify(fold_scales(simple))
         )  # a batch norm only adds to channels now
-        called, fixed = hoist_fixed(
-            simplify(pack(scaled, self.layouts)), len(self.folded), self.request.frozen
-        )
-        renumbered = self._register_folded(called, fixed)
-        self._show(name, renumbered)
-        self._lower(name, renumbered, special, {})
+        packed = self._freeze(simplify(pack(scaled, self.layouts)))
+        self._lower_shown(name, self._fold(packed), special, {})
 
-    def _register_folded(self, called: dict[str, Node], fixed: dict[str, Node]) -> dict[str, Node]:
-        """Give every folded value its place; values that two entry points fold are one."""
-        for node in topological(called.values()):
-            if not isinstance(node.op, Folded) or node in self.folded:
-                continue
-            value = fixed[f"folded_{node.op.number}"]
-            known = next((b for n, b in self.folded.items() if self.fold_outputs.get(b.name) is value), None)
-            if known is None:
-                name = f"folded_{len(self.fold_outputs)}"
-                known = Buffer(name, node.dtype, node.type.size, Space.FOLDED, self.folded_size)
-                self.folded_size += padded(elements(node), node.dtype)
-                self.fold_outputs[name] = value
-            self.folded[node] = known
-        return called
+    def _freeze(self, graph: dict[str, Node]) -> dict[str, Node]:
+        """Return the graph with what depends on fixed parameters alone computed ahead, where something is trained."""
+        if self.fixed_leaves is None:
+            return graph
+        called, values = hoist_fixed(
+            graph, self.frozen.leaf_of, leaves=self.fixed_leaves, copied=self.request.frozen
+        )
+        return self.frozen.register(called, values)
+
+    def _fold(self, graph: dict[str, Node]) -> dict[str, Node]:
+        """Return the graph with what depends on parameters and states alone computed whenever these change."""
+        copied = self.request.frozen and not self.trained
+        return self.folded.register(*hoist_fixed(graph, self.folded.leaf_of, copied=copied))
 
     def training(self, outputs: dict[str, Node]) -> None:
         """Build the training step: outputs, gradients, and the new values of states."""
@@ -260,8 +290,8 @@ class Builder:
         graph |= {f"state.{names[s]}": new for s, new in special.updates.items()}
         self.dump(f"{self.step:02d}-differentiate", lambda: print_graph(graph))
         simple = simplify(pack(simplify(without_gradient_rules(graph)), replace(self.layouts, trained=True)))
+        simple = self._freeze(simple)
         verify(simple)
-        self._show("train_step", simple)
         results = {
             f"grad.{names[p]}": Buffer(
                 f"grad.{names[p]}", p.dtype, p.type.size, Space.GRADS, self.layout.offsets[p]
@@ -269,7 +299,7 @@ class Builder:
             for p in self.layout.trainable
             if p in self.layout.kept
         }
-        self._lower("train_step", simple, special, results)
+        self._lower_shown("train_step", simple, special, results)
 
     def alone(self, name: str, outputs: dict[str, Node], folded: bool) -> tuple[Call, ...]:
         """Build an entry point that computes packed outputs and no more; return its calls.
@@ -278,7 +308,7 @@ class Builder:
         """
         outputs = simplify(outputs)
         if folded:
-            outputs = self._register_folded(*hoist_fixed(outputs, first=len(self.folded)))
+            outputs = self._fold(outputs)
         self._lower(name, outputs, None, {})
         return self.entries[-1].calls
 
@@ -287,10 +317,13 @@ class Builder:
         self.entries = [entry for entry in self.entries if entry.name != name]
         del self.plans[name]
 
-    def _show(self, name: str, graph: dict[str, Node]) -> None:
+    def _lower_shown(
+        self, name: str, graph: dict[str, Node], special: Specialised | None, results: dict[str, Buffer]
+    ) -> None:
         self.graphs[name] = graph
         self.dump(f"{self.step:02d}-{name}-graph", lambda: print_graph(graph))
         self.step += 1
+        self._lower(name, graph, special, results)
 
     def _stored(self, graph: Mapping[str, Node]) -> tuple[dict[Node, Buffer], list[Argument]]:
         stored: dict[Node, Buffer] = {}
@@ -303,7 +336,7 @@ class Builder:
             elif isinstance(node.op, (Parameter, State, Constant)):
                 stored[node] = self.layout.buffer(node)
             elif isinstance(node.op, Folded):
-                stored[node] = self.folded[node]
+                stored[node] = (self.frozen if isinstance(node.op, Frozen) else self.folded).buffers[node]
         return stored, inputs
 
     def _lower(
@@ -405,13 +438,12 @@ class Builder:
         return tuple(found)
 
     def finish(self) -> Compiled:
-        """Add the fold step and return the Program."""
-        if self.fold_outputs:
-            results = {
-                name: next(b for b in self.folded.values() if b.name == name) for name in self.fold_outputs
-            }
-            self._show("fold", self.fold_outputs)
-            self._lower("fold", self.fold_outputs, None, results)
+        """Add the steps that compute values ahead and return the Program."""
+        if self.folded.values:
+            values = self._freeze(self.folded.values)
+            self._lower_shown("fold", values, None, self.folded.results)
+        if self.frozen.values:
+            self._lower_shown("freeze", self.frozen.values, None, self.frozen.results)
         offsets: dict[str, dict[str, int]] = {}
         for entry in self.entries:
             plan = self.plans[entry.name]
@@ -425,9 +457,9 @@ class Builder:
             update = UpdateSpec(slots, layout.ranges, at_once)
         program = Program(
             request.name, request.dtype, request.batch, request.isa, 1e3 * request.fork_us, tuple(self.entries),
-            layout.slots(layout.params), layout.slots(layout.states), self.folded_size,
+            layout.slots(layout.params), layout.slots(layout.states), self.folded.size,
             layout.params_size, layout.trainable_size, layout.grads_size if self.trained else 0, layout.states_size,
-            max((p.arena_bytes for p in self.plans.values()), default=0), offsets, update,
+            max((p.arena_bytes for p in self.plans.values()), default=0), offsets, update, self.frozen.size,
         )  # fmt: skip
         return Compiled(program, self.plans, self.graphs)
 

@@ -34,6 +34,7 @@ _SPACES = {
     Space.SLOTS: "slots",
     Space.STATE: "state",
     Space.FOLDED: "folded",
+    Space.FROZEN: "frozen",
 }
 _BLOCK_SIZES = {
     Space.PARAMS: "PARAMS",
@@ -41,12 +42,14 @@ _BLOCK_SIZES = {
     Space.SLOTS: "SLOTS",
     Space.STATE: "STATE",
     Space.FOLDED: "FOLDED",
+    Space.FROZEN: "FROZEN",
 }
 _ENTRY_DOCS = {
     "predict": "Computes the outputs in inference mode.",
     "evaluate": "Computes loss and metrics in inference mode.",
     "train_step": "Forward, backward and, if `commit` is not 0, the update of parameters and statistics.",
     "fold": "Computes what inference needs of the parameters alone; call it after they have changed.",
+    "freeze": "Computes what is needed of the parameters that are not trained alone; call it when these are set.",
 }
 _UPDATES_DOC = (
     "Forward and backward; parameters are updated as gradients are computed: `commit` must not be 0."
@@ -54,13 +57,13 @@ _UPDATES_DOC = (
 _STEP_ARGUMENTS = {"lr": "lr", STEP_NUMBER: "(double)(context->step + 1)"}
 # Functions and types of the module, without its prefix.
 _PUBLIC = (
-    "abi", "context", "context_bytes", "evaluate", "fault", "fold", "get_step", "init", "laps", "load", "memory",
-    "message", "predict", "set_seed", "set_step", "set_threads", "store", "train_step",
+    "abi", "context", "context_bytes", "evaluate", "fault", "fold", "freeze", "get_step", "init", "laps", "load",
+    "memory", "message", "predict", "set_seed", "set_step", "set_threads", "store", "train_step",
 )  # fmt: skip
 # Variables and functions of the entry points' template.
 _LOCALS = words(
     "add_words all_finite arena batch check_array check_batch check_block check_commit check_values_b check_values_i "
-    "check_values_l commit context context_bytes error folded grads isfinite k lr memory memset params "
+    "check_values_l commit context context_bytes error folded frozen grads isfinite k lr memory memset params "
     "random refuse_weights seed slots snprintf state step update weights_expected weights_header weights_sums"
 )
 
@@ -261,7 +264,8 @@ class _Emitter:
             "summary": f"{', '.join(e.name for e in p.entries)}; batch up to {p.batch}, {p.dtype}",
             "batch": p.batch, "params": p.params_size, "trainable": p.trainable_size, "grads": p.grads_size,
             "slots": p.slots_size, "uses_up": p.uses_up,
-            "states": p.states_size, "folded": p.folded_size, "arena": p.arena_bytes, "entries": entries,
+            "states": p.states_size, "folded": p.folded_size, "frozen": p.frozen_size, "arena": p.arena_bytes,
+            "entries": entries,
             "entries_use_arrays": any(e.inputs or e.outputs for e in p.entries),
             "entries_use_batch": any(e["uses_batch"] for e in entries),
             "entries_use_blocks": any(e["uses_blocks"] for e in entries),
@@ -287,7 +291,7 @@ class _Emitter:
             made["dead"] = dead.get(number, [])
         tail = self._commit(entry, local, dead)
         arguments = [(a, False) for a in entry.inputs] + [(a, True) for a in entry.outputs]
-        uses_batch = entry.name != "fold"
+        uses_batch = entry.name not in ("fold", "freeze")
         parameters = [f"{self.program.name}_context *context"]
         parameters += ["int64_t batch"] if uses_batch else []
         for a, written in arguments:
@@ -332,7 +336,7 @@ class _Emitter:
         if entry.name == "train_step" and p.update:
             needed |= {Space.PARAMS, Space.GRADS, Space.SLOTS}
         sizes = {Space.PARAMS: p.params_size, Space.GRADS: p.grads_size, Space.SLOTS: p.slots_size,
-                 Space.STATE: p.states_size, Space.FOLDED: p.folded_size}  # fmt: skip
+                 Space.STATE: p.states_size, Space.FOLDED: p.folded_size, Space.FROZEN: p.frozen_size}  # fmt: skip
         checks = [
             (_SPACES[s], f"sizeof({self.real}) * {self.upper}_{_BLOCK_SIZES[s]}")
             for s, n in sizes.items()

@@ -23,14 +23,15 @@ def weights_context(program: Program, graph: str) -> dict[str, object]:
     if not trains:
         elements = {**dict.fromkeys(elements, 0), "folded": program.folded_size}
     sizes = [-(-count * item // _ALIGN) * _ALIGN for count in elements.values()]
-    weights = HEADER_BYTES + sum(sizes)
+    frozen = -(-program.frozen_size * item // _ALIGN) * _ALIGN
+    weights = HEADER_BYTES + sum(sizes) + frozen
     upper = program.name.upper()
     blocks = (*elements.values(), program.grads_size, program.folded_size)
     mutable = sum(-(-count * item // _ALIGN) * _ALIGN for count in blocks) if trains else 0
     digest = ", ".join(f"0x{graph[k : k + 2]}" for k in range(0, len(graph), 2))
     areas = [
         ("weights", weights, "the weights file"),
-        ("constant", 0 if trains else weights, "what no call writes: contexts may share it"),
+        ("constant", frozen if trains else weights, "what no call writes: contexts may share it"),
         ("mutable", mutable, "parameters, gradients, the optimizer's state, statistics, folded values"),
         ("scratch", program.arena_bytes, "the arena, whose content matters to no later call"),
     ]
@@ -39,6 +40,7 @@ def weights_context(program: Program, graph: str) -> dict[str, object]:
         "digest": digest,
         "trains": trains,
         "sizes": sizes,
+        "frozen_bytes": frozen,
         "blocks": [
             {"name": name, "macro": f"{upper}_{_MACROS[name]}"} for name, count in elements.items() if count
         ],

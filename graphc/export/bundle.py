@@ -78,16 +78,10 @@ def make_bundle(
         build: how the code is built on this machine, to fold the weights and to record what it computes.
         single_file: one file of C, whatever its size.
     """
-    request = replace(request, isa=isa_named(target.isa))
+    request = replace(request, isa=isa_named(target.isa), frozen=True)
     if not train:
         request = replace(
-            request,
-            loss=None,
-            optimizer=None,
-            metrics={},
-            memory_budget=None,
-            keep_gradients=True,
-            frozen=True,
+            request, loss=None, optimizer=None, metrics={}, memory_budget=None, keep_gradients=True
         )
     compiled = compile_program(request)
     optimizer = request.optimizer if train else None
@@ -98,14 +92,16 @@ def make_bundle(
     set_up(module)
     batch = min(request.batch, _LARGEST)
     inputs = sample_inputs(compiled.program, batch)
-    blocks = module.weight_blocks(("params", "slots", "state") if train else ("folded",))
+    blocks = module.weight_blocks(("params", "slots", "state", "frozen") if train else ("folded",))
+    if train:
+        blocks["params"] = blocks["params"][: compiled.program.trainable_size]
     weights = pack_weights(Weights(graph, module.step, module.seed, blocks))
     records = (
         [_recorded(module, _entry(compiled.program, "predict"), inputs, batch)] if request.outputs else []
     )
     if train:
         records.append(_recorded_training(module, _entry(compiled.program, "train_step"), inputs, batch))
-    program = compiled.program if train else _without_fold(compiled)
+    program = _as_loaded(compiled, train)
     emitted = emit_c(program, optimizer, graph=graph, single_file=single_file)
     return Bundle(
         target, program, emitted, graph, weights, tuple(records),
@@ -118,15 +114,19 @@ def _entry(program: Program, name: str) -> Entry:
     return next(entry for entry in program.entries if entry.name == name)
 
 
-def _without_fold(compiled: Compiled) -> Program:
-    """Return the program of inference alone: its weights come folded."""
+def _as_loaded(compiled: Compiled, train: bool) -> Program:
+    """Return the program without what was computed here: it comes with the weights, and nothing reads its operands."""
     program = compiled.program
-    entries = tuple(entry for entry in program.entries if entry.name != "fold")
+    here = "freeze" if train else "fold"
+    entries = tuple(entry for entry in program.entries if entry.name != here)
     arena = max(compiled.plans[entry.name].arena_bytes for entry in entries)
-    return replace(
-        program, entries=entries, params=(), states=(), params_size=0, trainable_size=0, grads_size=0, states_size=0,
-        arena_bytes=arena,
-    )  # fmt: skip
+    program = replace(program, entries=entries, arena_bytes=arena)
+    if not train:
+        return replace(
+            program, params=(), states=(), params_size=0, trainable_size=0, grads_size=0, states_size=0
+        )
+    trained = tuple(slot for slot in program.params if slot.trainable)
+    return replace(program, params=trained, params_size=program.trainable_size)
 
 
 def _recorded(module: Module, entry: Entry, inputs: Mapping[str, np.ndarray], batch: int) -> Record:

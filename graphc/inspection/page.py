@@ -32,7 +32,10 @@ from graphc.pipeline import entry_groups
 from graphc.program.ir import Entry
 from graphc_runtime.profile import Profile
 
-_TITLES = {"predict": "Inference", "evaluate": "Evaluation", "train_step": "Training", "fold": "Fold step"}
+_TITLES = {
+    "predict": "Inference", "evaluate": "Evaluation", "train_step": "Training", "fold": "Fold step",
+    "freeze": "Freeze step",
+}  # fmt: skip
 _SHOWN = ("predict", "train_step")  # entry points whose graphs and kernels are drawn
 _MOST_BLOCKS = 60
 _SCRIPTS = (

@@ -265,3 +265,10 @@ class Folded(Leaf):
     def infer(self, *types: TensorType) -> TensorType:
         """Return the declared type."""
         return TensorType(self.dtype, self.shape)
+
+
+@dataclass(frozen=True)
+class Frozen(Folded):
+    """A value that every entry point needs of parameters that are not trained alone."""
+
+    label: ClassVar[str] = "frozen"

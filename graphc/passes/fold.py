@@ -6,7 +6,7 @@ after:  conv2d(x, folded_0) + folded_1, where the fold step computes folded_0 an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from graphc import scalar
 from graphc.graph.node import Node, apply, rebuild, topological
@@ -19,15 +19,19 @@ from graphc.passes.fuse import is_virtual
 from graphc.types import Shape
 
 
-def fixed_nodes(outputs: Mapping[str, Node]) -> set[Node]:
-    """Return the nodes that depend on parameters, state and constants alone."""
+def fixed_nodes(outputs: Mapping[str, Node], leaves: Collection[Node] | None = None) -> set[Node]:
+    """Return the nodes that depend on parameters, state and constants alone; where given, on these leaves alone."""
     fixed: set[Node] = set()
     for node in topological(outputs.values()):
         if not all(isinstance(d, int) for d in node.shape):
             continue  # a parameter repeated along the run-time batch has as many elements as the batch says
-        if isinstance(node.op, (Parameter, State, Constant, Full, Iota)) or (
-            node.inputs and all(i in fixed for i in node.inputs)
-        ):
+        if node.inputs:
+            counts = all(i in fixed for i in node.inputs)
+        elif isinstance(node.op, (Parameter, State, Constant)):
+            counts = leaves is None or node in leaves
+        else:
+            counts = isinstance(node.op, (Full, Iota, Folded))
+        if counts:
             fixed.add(node)
     return fixed
 
@@ -85,36 +89,38 @@ def _varies_only_along(shape: Shape, rank: int, axis: int) -> bool:
 
 
 def hoist_fixed(
-    outputs: Mapping[str, Node], first: int = 0, frozen: bool = False
-) -> tuple[dict[str, Node], dict[str, Node]]:
-    """Split a graph into (what runs at every call, what the fold step computes).
+    outputs: Mapping[str, Node],
+    leaf_of: Callable[[Node], Node],
+    *,
+    leaves: Collection[Node] | None = None,
+    copied: bool = False,
+) -> tuple[dict[str, Node], dict[Node, Node]]:
+    """Split a graph into (what runs at every call, what is computed ahead of it).
 
-    The first reads ``folded`` leaves; the second gives their values under the names ``folded_0``, ...,
-    counted from ``first``: two entry points of one module must not give the same number to two values.
-    ``frozen`` copies what is read as it is, too: what runs at every call then reads no parameters at all.
+    The first reads the leaves that ``leaf_of`` gives for values; the second has the value of each.
+
+    Args:
+        outputs: the graph.
+        leaf_of: returns the leaf that stands for a value: the same for the same value in all entry points.
+        leaves: parameters, states and constants that values computed ahead may depend on; by default all.
+        copied: what is read as it is gets a leaf as well, so that these parameters are not read at all.
     """
-    fixed = fixed_nodes(outputs)
-    wanted: dict[Node, None] = {}
+    fixed = fixed_nodes(outputs, leaves)
+    wanted: dict[Node, Node] = {}
 
     def want(node: Node) -> None:
         while isinstance(node.op, Movement):
             node = node.inputs[0]
-        stored = frozen and isinstance(node.op, (Parameter, State, Constant))
+        stored = copied and isinstance(node.op, (Parameter, State, Constant))
         if node in fixed and (stored or not is_virtual(node)):
-            wanted[node] = None
+            wanted[node] = leaf_of(node)
 
     for node in topological(outputs.values()):
         if node not in fixed:
             for operand in node.inputs:
                 want(operand)
-    if frozen:
+    if copied:
         for node in outputs.values():
             want(node)
-    leaves = {
-        node: Folded(node.dtype, tuple(d for d in node.shape if isinstance(d, int)), number)(name=node.name)
-        for number, node in enumerate(wanted, first)
-    }
-    rewritten = rebuild(list(outputs.values()), lambda node, inputs: leaves.get(node))
-    return dict(zip(outputs, rewritten, strict=True)), {
-        f"folded_{number}": node for number, node in enumerate(leaves, first)
-    }
+    rewritten = rebuild(list(outputs.values()), lambda node, inputs: wanted.get(node))
+    return dict(zip(outputs, rewritten, strict=True)), {leaf: value for value, leaf in wanted.items()}

@@ -27,6 +27,7 @@ class Space(Enum):
     SLOTS = "slots"  # the optimizer's state: one such block after the other
     STATE = "state"  # running statistics
     FOLDED = "folded"  # computed from parameters once, whenever they change
+    FROZEN = "frozen"  # computed once from parameters that are not trained
     ARENA = "arena"  # everything else
 
 
@@ -317,6 +318,7 @@ class Program:
     arena_bytes: int
     offsets: dict[str, dict[str, int]] = field(compare=False)
     update: UpdateSpec | None = None
+    frozen_size: int = 0
 
     @property
     def slots_size(self) -> int:

@@ -63,11 +63,13 @@ class Module:
             )
         sizes = manifest["sizes"]
         self._blocks = {
-            name: aligned(sizes[name], self.dtype) for name in ("params", "grads", "slots", "state", "folded")
+            name: aligned(sizes[name], self.dtype)
+            for name in ("params", "grads", "slots", "state", "folded", "frozen")
+            if sizes[name] or name != "frozen"  # few modules have one
         }
         self._blocks["arena"] = aligned(sizes["arena_bytes"], "uint8")
         self._context, self._seed, self._threads = self._make_context(seed), seed, 1
-        self._stale = self._drawn_later = True
+        self._stale = self._stale_frozen = self._drawn_later = True
         fixed = [s for s in manifest["params"] if s.get("constant")]
         learned = [s for s in manifest["params"] if not s.get("constant")]
         self.params = Arrays("parameter", self._blocks["params"], learned, self._mark_stale)
@@ -114,7 +116,7 @@ class Module:
         return context
 
     def _mark_stale(self) -> None:
-        self._stale = True
+        self._stale = self._stale_frozen = True
 
     @property
     def threads(self) -> int:
@@ -190,19 +192,28 @@ class Module:
         self.state.draw()
         self._drawn_later = False
 
-    def _fold(self) -> None:
-        self._draw_first_values()
-        if "fold" in self._entries:
-            code = self._entries["fold"].run_alone(self._context)
+    def _run_alone(self, name: str) -> None:
+        if name in self._entries:
+            code = self._entries[name].run_alone(self._context)
             if code:
-                self._fail(self._entries["fold"], code, [])
+                self._fail(self._entries[name], code, [])
+
+    def _freeze(self) -> None:
+        self._draw_first_values()
+        self._run_alone("freeze")
+        self._stale_frozen = False
+
+    def _fold(self) -> None:
+        if self._stale_frozen:
+            self._freeze()
+        self._run_alone("fold")
         self._stale = False
 
     def weight_blocks(self, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """Return copies of whole memory blocks ("params", "slots", "state", "folded"), as a weights file has them."""
+        """Return copies of those memory blocks that there are, by name, as a weights file has them."""
         if self._stale:
             self._fold()
-        return {name: self._blocks[name].copy() for name in names}
+        return {name: self._blocks[name].copy() for name in names if name in self._blocks}
 
     def predict(self, *, out: Mapping[str, np.ndarray] | None = None, **inputs: Any) -> dict[str, np.ndarray]:
         """Return the outputs for a batch of 1 up to the compiled batch, in inference mode.
@@ -288,6 +299,8 @@ class Module:
             raise GraphcError(f"module {self.name!r} was compiled without an optimizer")
         if commit and not (isinstance(lr, (int, float, np.number)) and 0 <= lr < float("inf")):
             raise RangeError(f"train_step: lr must be a finite number of at least 0, got {lr!r}")
+        if self._stale_frozen:
+            self._freeze()
         outputs = self._call(entry, inputs, None, float(lr or 0.0), int(commit))
         if commit:
             self._stale = True

@@ -14,7 +14,7 @@ offset bytes what
 56     16    step of the training, seed of random layers
 72     32    bytes of the blocks params, slots, state and folded, with their padding
 104    16    the two sums of all other bytes, as 32-bit words: of w[k], and of (k + 1) w[k], modulo 2^64
-120    8     zeros
+120    8     bytes of the block frozen, which comes last
 ====== ===== ======================================================================
 
 The sums are those of Fletcher 1982, "An arithmetic checksum for serial transmissions", with 64 bits and no modulus
@@ -32,11 +32,11 @@ import numpy as np
 
 from graphc_runtime.errors import CheckpointError
 
-BLOCKS = ("params", "slots", "state", "folded")
+BLOCKS = ("params", "slots", "state", "folded", "frozen")
 HEADER_BYTES = 128
 _ALIGN = 64
 _MAGIC = b"GRAPHCW1"
-_FORMAT = struct.Struct("<8sII32sQQQ4Q2Q8x")
+_FORMAT = struct.Struct("<8sII32sQQQ4Q2QQ")
 _SUMS = slice(104 // 4, 120 // 4)  # words of the header
 
 
@@ -59,10 +59,10 @@ def pack_weights(weights: Weights) -> bytes:
     size = HEADER_BYTES + sum(map(len, bodies))
 
     def header(*sums: int) -> bytes:
-        sizes = map(len, bodies)
+        *sizes, frozen = map(len, bodies)
         return _FORMAT.pack(
             _MAGIC, 1, HEADER_BYTES, bytes.fromhex(weights.graph), size, weights.step, weights.seed % 2**64,
-            *sizes, *sums,
+            *sizes, *sums, frozen,
         )  # fmt: skip
 
     rest = b"".join(bodies)
@@ -80,7 +80,7 @@ def unpack_weights(data: bytes, graph: str, what: str = "weights file") -> Weigh
             f"{what}: {len(data):,} bytes that do not begin as a weights file of graphc does"
         )
     _, version, header_bytes, digest, size, step, seed, *rest = _FORMAT.unpack_from(data)
-    sizes, sums = rest[:4], rest[4:]
+    sizes, sums = (*rest[:4], rest[6]), rest[4:6]
     if (version, header_bytes) != (1, HEADER_BYTES):
         raise CheckpointError(f"{what}: format {version}, and this runtime reads format 1")
     if size != len(data) or size != HEADER_BYTES + sum(sizes):
