@@ -69,7 +69,7 @@ class Module(RuntimeModule):
         *,
         train: bool = False,
         target: str = "native",
-        weights: str = "file",
+        weights: str | None = None,
         name: str | None = None,
         batch: int | None = None,
         single_file: bool = False,
@@ -81,7 +81,7 @@ class Module(RuntimeModule):
 
         ``train`` adds the training step with the optimizer's state; without it the bundle holds inference alone, its
         weights folded already. ``target`` is ``"native"`` or a name of ``graphc.export.TARGETS``. ``weights`` are a
-        ``"file"``, an array in ``"c"`` or an ``"object"`` that is linked in. ``name`` is the prefix of files and
+        ``"file"`` (the default where there are files), an array in ``"c"`` or an ``"object"`` that is linked in. ``name`` is the prefix of files and
         functions, ``batch`` the largest batch, both by default the module's; ``single_file`` puts all C into one.
         A bundle that is there is replaced only with ``overwrite``. ``wheel`` puts a Python wheel into the folder
         instead, which depends on NumPy and cffi alone. ``build`` says how code is built here, to fold weights and to

@@ -21,6 +21,7 @@ class Isa:
 
     ``packed_bytes`` is the length of the vectors that weights are packed to, one register or several.
     ``repeats`` says whether a multiply-add reads and repeats a factor from memory, without a register for it.
+    ``small`` are processors with some dozens of KiB of memory: no copies of weights, and short arrays on the stack.
     """
 
     name: str
@@ -28,15 +29,16 @@ class Isa:
     registers: int
     packed_bytes: int
     repeats: bool = False
+    small: bool = False
 
     def lanes(self, channels: int, dtype: DType) -> int:
         """Return how many channels a packed vector holds: half of one for few, so that fewer lanes idle."""
-        full = self.packed_bytes // ITEMSIZE[dtype]
-        return full // 2 if channels <= full // 2 else full
+        full = max(self.packed_bytes // ITEMSIZE[dtype], 2)
+        return full // 2 if channels <= full // 2 and full > 2 else full
 
     def register_lanes(self, channels: int, dtype: DType) -> int:
         """Return how many channels one register holds, half of it for few channels."""
-        full = self.register_bytes // ITEMSIZE[dtype]
+        full = max(self.register_bytes // ITEMSIZE[dtype], 2)
         return full // 2 if channels <= full // 2 and full > 4 else full
 
     def room(self, lanes: int, dtype: DType) -> int:
@@ -52,7 +54,13 @@ class Isa:
 AVX512 = Isa("avx512", 64, 32, 64, repeats=True)
 ISAS = {
     isa.name: isa
-    for isa in (AVX512, Isa("avx2", 32, 16, 64), Isa("neon", 16, 32, 32), Isa("sse2", 16, 16, 32))
+    for isa in (
+        AVX512,
+        Isa("avx2", 32, 16, 64),
+        Isa("neon", 16, 32, 32),
+        Isa("sse2", 16, 16, 32),
+        Isa("m4", 8, 16, 8, small=True),  # pairs of its 32 scalar registers
+    )
 }
 # Macros by which compilers tell what they compile for, in the order of preference.
 _MACROS = (("__AVX512VL__", "avx512"), ("__FMA__", "avx2"), ("__ARM_NEON", "neon"), ("__SSE2__", "sse2"))

@@ -26,7 +26,8 @@ from graphc.ops.control import Bounded
 from graphc.ops.elementwise import Elementwise
 from graphc.ops.leaves import BatchExtent, Constant, Folded, Frozen, Input, Parameter, State
 from graphc.optim import Optimizer
-from graphc.passes.fold import fold_scales, hoist_fixed
+from graphc.passes.fix_batch import fix_batch
+from graphc.passes.fold import fixed_nodes, fold_scales, hoist_fixed
 from graphc.passes.fuse import Group, print_groups
 from graphc.passes.pack import Layouts, pack
 from graphc.passes.pool_before_activation import pool_before_activation
@@ -107,6 +108,8 @@ def compile_program(request: Request, dump: Dump | None = None) -> Compiled:
     _check_request(request, written)
     dump("01-written", lambda: print_graph(written))
     typed = retype(written, request.dtype)
+    if request.frozen and request.batch == 1:
+        typed = fix_batch(typed, 1)
     pooled = pool_before_activation(typed)
     verify(pooled)
     dump("02-pool-before-activation", lambda: print_graph(pooled))
@@ -289,8 +292,10 @@ class Builder:
         graph |= {f"grad.{names[p]}": g for p, g in zip(self.layout.trainable, gradients, strict=True)}
         graph |= {f"state.{names[s]}": new for s, new in special.updates.items()}
         self.dump(f"{self.step:02d}-differentiate", lambda: print_graph(graph))
-        simple = simplify(pack(simplify(without_gradient_rules(graph)), replace(self.layouts, trained=True)))
-        simple = self._freeze(simple)
+        simple = simplify(without_gradient_rules(graph))
+        fixed = fixed_nodes(simple, self.fixed_leaves) if self.fixed_leaves is not None else ()
+        packed = pack(simple, replace(self.layouts, trained=True, fixed=fixed))
+        simple = self._freeze(simplify(packed))
         verify(simple)
         results = {
             f"grad.{names[p]}": Buffer(

@@ -25,7 +25,8 @@ examples:
   graphc build model.py:module -o out/ --weights-from trained.safetensors --batch 1
   graphc build model:resnet_cifar -o resnet/ --train --name resnet
   graphc build model:lenet -o dist/ --wheel
-  graphc build model:lenet -o arm/ --target aarch64 --weights c --single-file"""
+  graphc build model:lenet -o arm/ --target aarch64 --weights c --single-file
+  graphc build model:lenet -o m4/ --target cortex-m4 && make -C m4 check"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", help="prefix of files and functions (default: the net's)")
     add("--target", default="native", choices=("native", *TARGETS), metavar="TARGET",
         help=f"native (default), {', '.join(TARGETS)}")  # fmt: skip
-    add("--weights", default="file", choices=("file", "c", "object"),
-        help="a file that is read (default), an array in C, or an object that is linked in")  # fmt: skip
+    add("--weights", choices=("file", "c", "object"),
+        help="a file that is read (default), an array in C, or an object that is linked in (default without files)")  # fmt: skip
     add("--single-file", action="store_true", help="all C in one file")
     add(
         "--wheel",

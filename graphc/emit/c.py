@@ -17,6 +17,7 @@ from graphc.emit.movers import helper_call, helper_of
 from graphc.emit.naming import kernel_name
 from graphc.emit.poison import poison_arena, poison_dead
 from graphc.emit.prelude import helpers_for
+from graphc.emit.stack import stack_bound
 from graphc.emit.text import C_TYPE, SUFFIX, indent, minus, signature, statement, times
 from graphc.emit.threads import parallel_from, threads_text
 from graphc.emit.update import STEP_NUMBER, scalar_lines, update_context
@@ -101,6 +102,7 @@ class Emitted:
     cdef: str
     kernel_names: dict[str, list[str]]  # entry -> the function of each call
     profiled: bool = False
+    stack_bytes: int = 0  # that a call takes at most
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,8 @@ class _Emitter:
         body = indent(_render("entries", update=update, **common))
         kernels = [f.text for f in self.functions.values()]
         helpers = helpers_for("\n".join([*kernels, body]), self.program.isa)
+        stack = stack_bound(kernels, helpers, self.program.isa)
+        common["stack"] = stack
         prelude = _render(
             "prelude",
             helpers=[h.strip("\n") for h in helpers],
@@ -201,6 +205,7 @@ class _Emitter:
             _cdef(header),
             kernel_names,
             self.laps > 0,
+            stack,
         )
 
     def _units(self, prelude: str, kernels: list[str], common: dict[str, object]) -> dict[str, str]:

@@ -9,7 +9,6 @@ from graphc.ops.chunked import SUM_BYTES, ChunkedMatMulSpec
 from graphc.program.ir import Kernel
 from graphc.types import ITEMSIZE, at
 
-PANEL_BYTES = 2**14  # of a chunk: half of a first cache
 _BESIDE = 8  # vectors of columns of a task, at the most
 _TASKS = 16
 
@@ -26,7 +25,7 @@ def chunked_facts(kernel: Kernel, batch: int) -> dict[str, Any]:
     vector = spec.lanes * itemsize
     fitting = min(_BESIDE, SUM_BYTES // (most * vector), max(1, blocks // _TASKS))
     beside = 1 if spec.transpose_b else max(k for k in range(1, fitting + 1) if blocks % k == 0)
-    chunk = chunk_of(spec.depth, PANEL_BYTES // (beside * vector))
+    chunk = chunk_of(spec.depth, spec.panel_bytes // (beside * vector))
     tile = min(spec.sums, most) if isinstance(spec.rows, int) else spec.sums
     width = beside * spec.lanes
     return {

@@ -27,6 +27,14 @@ class Target:
     runner: str = ""
     archiver: str = "ar"
     link_flags: str = ""
+    optimise: str = "-O3"
+    flash: str = ""  # of a processor without an operating system: what the linker may use, and of RAM
+    ram: str = ""
+
+    @property
+    def bare(self) -> bool:
+        """Whether there is no operating system, and so no files."""
+        return bool(self.flash)
 
     def __post_init__(self) -> None:
         """Refuse an instruction set that does not exist."""
@@ -49,6 +57,15 @@ TARGETS = {
             "node --no-warnings run.mjs", "llvm-ar", "-Wl,-z,stack-size=262144",
         ),
         Target("riscv64", "sse2", (_CONTRACT,), "riscv64-linux-gnu-gcc", "qemu-riscv64 -L /usr/riscv64-linux-gnu"),
+        Target(
+            "cortex-m4", "m4",
+            ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16", "-ffunction-sections",
+             "-fdata-sections", "-fno-math-errno", _CONTRACT),
+            "arm-none-eabi-gcc",
+            "qemu-system-arm -M mps2-an386 -display none -monitor none -serial none -chardev stdio,id=out "
+            "-semihosting-config enable=on,target=native,chardev=out -kernel",
+            "arm-none-eabi-ar", optimise="-O2", flash="256K", ram="64K",
+        ),
     )
 }  # fmt: skip
 

@@ -23,26 +23,36 @@ from graphc.types import ITEMSIZE, shape_text
 _SHOWN = 10  # values that the example prints of an output
 _EMBEDDINGS = ("file", "c", "object")
 _WORDS_IN_LINE = 8
+_HOSTED = ("example.c", "check.c", "Makefile", "CMakeLists.txt")
+_BARE = ("check.c", "startup.c", "semihosting.h", "memory.ld", "Makefile")
+_MORE_STACK = 512  # of a program without an operating system, beyond what the library takes
 VERSION = "1.0.0"
 
 
 def write_bundle(
-    bundle: Bundle, folder: str | Path, *, weights: str = "file", overwrite: bool = False
+    bundle: Bundle, folder: str | Path, *, weights: str | None = None, overwrite: bool = False
 ) -> Path:
     """Write a bundle and return its folder, which appears whole or not at all.
 
     Args:
         bundle: what is written.
         folder: where; it must not be there, or be empty, or be a bundle that ``overwrite`` says may be replaced.
-        weights: ``"file"``: read or mapped when the program starts; ``"c"``: an array in C; ``"object"``: linked in
-            by the assembler.
+        weights: ``"file"``, which is the default: read or mapped when the program starts; ``"c"``: an array in C;
+            ``"object"``, the default where there are no files: linked in by the assembler.
         overwrite: replace a bundle that is there.
 
     Raises:
         GraphcError: the folder is there and not empty, or cannot be written.
     """
+    bare = bundle.target.bare
+    if weights is None:
+        weights = "object" if bare else "file"
     if weights not in _EMBEDDINGS:
         raise RangeError(f"export: weights must be one of {', '.join(_EMBEDDINGS)}, got {weights!r}")
+    if bare and weights == "file":
+        raise RangeError(
+            f"export: target {bundle.target.name!r} has no files; weights must be 'object' or 'c'"
+        )
     target = Path(folder)
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -90,12 +100,12 @@ def _files(bundle: Bundle, weights: str) -> dict[str, str | bytes]:
             for key, array in arrays.items():
                 files[_file(record, kind, key)] = np.ascontiguousarray(array).tobytes()
     context = _context(bundle, weights)
-    files["example.c"] = render("example.c", context)
-    files["check.c"] = render("check.c", context)
     files[f"{name}.hpp"] = render("wrapper.hpp", context)
-    files["Makefile"] = render("Makefile", context)
-    files["CMakeLists.txt"] = render("CMakeLists.txt", context)
-    files[f"{name}.pc"] = render("package.pc", context)
+    if bundle.target.bare:
+        files |= {file: render(f"bare/{file}", context) for file in _BARE}
+    else:
+        files |= {file: render(file, context) for file in _HOSTED}
+        files[f"{name}.pc"] = render("package.pc", context)
     if bundle.target.name == "wasm32":
         files["run.mjs"] = render("run.mjs", context)
     files["README.md"] = render("README.md", {**context, "files": _described(files, name)})
@@ -135,7 +145,9 @@ def _context(bundle: Bundle, weights: str) -> dict[str, Any]:
     blocks = (
         [{"name": b, "macro": b.upper()} for b, count in elements.items() if count] if bundle.trains else []
     )
-    flags = " ".join(("-O3", *target.flags))
+    if target.bare:  # no room for what only inference after training needs
+        blocks, records = [b for b in blocks if b["name"] != "folded"], records[-1:]
+    flags = " ".join((target.optimise, *target.flags))
     kinds = sorted({o["ctype"]: o for r in records for o in r["outputs"]}.items())
     plan = bundle.plans["train_step" if bundle.trains else "predict"]
     return {
@@ -144,7 +156,8 @@ def _context(bundle: Bundle, weights: str) -> dict[str, Any]:
         "assembly": weights == "object", "record": records[-1], "records": records,
         "kinds": [{"suffix": o["suffix"], "ctype": o["ctype"]} for _, o in kinds],
         "lr": repr(bundle.lr), "compiler": target.compiler, "flags": flags, "runner": target.runner,
-        "archiver": target.archiver, "link_flags": target.link_flags,
+        "archiver": target.archiver, "link_flags": target.link_flags, "flash": target.flash, "ram": target.ram,
+        "stack": bundle.emitted.stack_bytes + _MORE_STACK, "entry": records[-1]["entry"], "bare": target.bare,
         "cmake_flags": ";".join(target.flags), "openmp": "-fopenmp" if target.name == "native" else "",
         "objects": [str(Path(s).with_suffix(".o")) for s in sources], "sources": sources,
         "c_sources": [s for s in sources if s.endswith(".c")], "version": VERSION,
@@ -221,12 +234,18 @@ def _memory(bundle: Bundle, upper: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {"what": "weights file", "bytes": len(bundle.weights), "macro": f"{upper}_WEIGHTS_BYTES"},
         {"what": "context", "bytes": CONTEXT_BYTES, "macro": f"{upper}_CONTEXT_BYTES"},
+        {
+            "what": "stack of a call, at most",
+            "bytes": bundle.emitted.stack_bytes,
+            "macro": f"{upper}_STACK_BYTES",
+        },
     ]
     if bundle.trains:
         sizes = {
             "parameters": ("PARAMS", program.params_size), "gradients": ("GRADS", program.grads_size),
             "optimizer's state": ("SLOTS", program.slots_size), "running statistics": ("STATE", program.states_size),
             "folded values": ("FOLDED", program.folded_size),
+            "fixed values, in the weights": ("FROZEN", program.frozen_size),
         }  # fmt: skip
         rows += [
             {
@@ -276,7 +295,10 @@ def _described(files: Mapping[str, object], name: str) -> list[tuple[str, str]]:
         f"{name}.pc": "for pkg-config",
         "example.c": "a program that uses it",
         "check.c": "a program that compares it with its records in check/",
-        "Makefile": "make, make check, make shared, make install",
+        "Makefile": "make and make check, and more that it tells",
+        "startup.c": "what runs before main",
+        "semihosting.h": "how a program reports to a debugger or emulator",
+        "memory.ld": "what goes into flash and RAM",
         "run.mjs": "runs a WebAssembly program in Node.js, with this folder as its files",
         "CMakeLists.txt": "the same for CMake, and for find_package",
     }

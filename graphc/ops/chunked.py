@@ -15,6 +15,7 @@ from graphc.ops.packed import Packed
 from graphc.types import Shape, Size, TensorType
 
 SUM_BYTES = 2**15  # of the sums of all rows, on a thread's stack
+PANEL_BYTES = 2**14  # of a chunk: half of a first cache
 
 
 def sums_fit(rows: int, lanes: int, itemsize: int) -> bool:
@@ -32,6 +33,7 @@ class ChunkedMatMulSpec:
     transpose_b: bool
     lanes: int
     sums: int
+    panel_bytes: int
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class ChunkedMatMul(Packed):
     transpose_b: bool
     lanes: int
     sums: int  # vectors of sums that are worth having beside each other
+    panel_bytes: int = PANEL_BYTES
 
     @property
     def attributes(self) -> str:
@@ -72,7 +75,9 @@ class ChunkedMatMul(Packed):
         """Return the extents."""
         depth, columns = types[0].shape[1], out.shape[1]
         assert isinstance(depth, int) and isinstance(columns, int)
-        return ChunkedMatMulSpec(out.shape[0], depth, columns, self.transpose_b, self.lanes, self.sums)
+        return ChunkedMatMulSpec(
+            out.shape[0], depth, columns, self.transpose_b, self.lanes, self.sums, self.panel_bytes
+        )
 
     def flops(self, out: TensorType, *types: TensorType) -> Size:
         """Return two operations a multiply-add."""

@@ -12,14 +12,14 @@ for a thread's stack, the padded image is stored. Grouped convolutions and batch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
 from graphc.graph.node import Node, Op, apply, rebuild, topological
 from graphc.isa import Isa
-from graphc.ops.chunked import ChunkedMatMul, sums_fit
+from graphc.ops.chunked import PANEL_BYTES, ChunkedMatMul, sums_fit
 from graphc.ops.conv2d import Conv2d, Conv2dBackwardData, Conv2dBackwardWeight, ConvGeometry, Pair
 from graphc.ops.leaves import full
 from graphc.ops.matmul import MatMul
@@ -55,6 +55,7 @@ _WORKSPACE_BYTES = 2**22  # of transformed tiles: a share of the cache that all 
 _GRADIENT_TILES = 64  # at the least: for every chunk of them, sums are transformed back
 _SHARES = 8  # of the batch, where a weights' gradient has fewer parts that threads could share
 _CHUNKED_BYTES = 2**20  # of a matrix that changes before it is used again: larger ones are packed in chunks
+_SMALL_STACK = 2**11  # of a tile, on a processor with little memory
 _POOLED_ROWS = 3  # the rows of the output that a tile serves at the least, where pooling is fused
 
 
@@ -62,7 +63,8 @@ _POOLED_ROWS = 3  # the rows of the output that a tile serves at the least, wher
 class Layouts:
     """What the choice of kernels depends on: the instruction set, the largest batch, what the user allows.
 
-    ``choose`` is asked for the variant of every kernel; ``pools`` are the max poolings that alone read a node.
+    ``choose`` is asked for the variant of every kernel; ``pools`` are the max poolings that alone read a node; ``fixed``
+    are the nodes that training does not change.
     """
 
     isa: Isa
@@ -72,6 +74,7 @@ class Layouts:
     trained: bool = False
     workspace: int = _WORKSPACE_BYTES
     pools: Mapping[Node, tuple[Op, ...]] = field(default_factory=dict, compare=False, repr=False)
+    fixed: Collection[Node] = field(default=(), compare=False, repr=False)
 
     def variant(self, op: Op, operands: tuple[Node, ...], node: Node) -> Variant:
         """Return how the op of a node is to be computed."""
@@ -149,18 +152,21 @@ def _convolution(
         x, stride = _every(x, stride, node.shape), (1, 1)
     lanes = isa.lanes(channels, node.dtype)
     op = PackedConv2d(channels, stride, dilation, lanes, isa.room(lanes, node.dtype), border)
+    if isa.small:
+        op = replace(op, tile_limit=_SMALL_STACK)
     variant = layouts.variant(op, (x, weight), node)
     if variant != Variant():
         lanes = variant.lanes or lanes
         op = replace(op, lanes=lanes, sums=variant.sums or isa.room(lanes, node.dtype))
-        op = replace(op, served=variant.served or 0, tile_limit=variant.tile_bytes or 0)
+        op = replace(op, served=variant.served or 0, tile_limit=variant.tile_bytes or op.tile_limit)
     packed = Pack(0, lanes)(weight, name=weight.name)
     out = op.infer(x.type, packed.type)
     if stride == dilation == border.spread == (1, 1):
         if _winograd_chosen(layouts, variant, out, weight.shape):
             layouts = replace(layouts, workspace=variant.workspace or layouts.workspace)
             return _winograd(layouts, node, out, x, weight, border, lanes)
-    if border and op.spec(out, x.type, packed.type).tile_bytes(_POOLED_ROWS) > _TILE_BYTES:
+    most = _SMALL_STACK if isa.small else _TILE_BYTES
+    if border and op.spec(out, x.type, packed.type).tile_bytes(_POOLED_ROWS) > most:
         op, x = replace(op, border=Border()), _bordered(x, border)
     return apply(op, (x, packed), node.name, node.source)
 
@@ -175,7 +181,13 @@ def _winograd_chosen(layouts: Layouts, variant: Variant, out: TensorType, weight
     if variant.winograd is not None:
         return variant.winograd
     o, c, *kernel = static_shape(weight)
-    if not layouts.winograd or kernel != [3, 3] or out.dtype != "float32" or min(o, c) < _WINOGRAD_CHANNELS:
+    if (
+        not layouts.winograd
+        or layouts.isa.small
+        or kernel != [3, 3]
+        or out.dtype != "float32"
+        or min(o, c) < _WINOGRAD_CHANNELS
+    ):
         return False
     height, width = static_shape(out.shape[2:])
     rows, columns = -(-height // TILE), -(-width // TILE)
@@ -324,7 +336,7 @@ def _backward_weight(layouts: Layouts, node: Node, op: Conv2dBackwardWeight, x: 
     elif groups < _SHARES <= layouts.batch:
         kernel = replace(kernel, shares=_SHARES)
     if border:
-        if spec.tile_bytes(1, tap_channels(spec)) > _TILE_BYTES:
+        if spec.tile_bytes(1, tap_channels(spec)) > (_SMALL_STACK if isa.small else _TILE_BYTES):
             kernel, x = replace(kernel, border=Border()), _bordered(x, border)
     return apply(kernel, (x, grad), node.name, node.source)
 
@@ -350,8 +362,10 @@ def _product(layouts: Layouts, node: Node, op: MatMul, a: Node, b: Node) -> Node
     variant = layouts.variant(op, (a, b), node)
     lanes = variant.lanes or isa.lanes(columns, node.dtype)
     sums = variant.sums or isa.sums(lanes, node.dtype)
-    if layouts.trained and not op.transpose_a and _packed_inside(layouts, a, b, lanes):
-        return apply(ChunkedMatMul(op.transpose_b, lanes, sums), (a, b), node.name, node.source)
+    changes = layouts.trained and node.inputs[1] not in layouts.fixed
+    if changes and not op.transpose_a and _packed_inside(layouts, a, b, lanes):
+        panel = _SMALL_STACK if isa.small else PANEL_BYTES
+        return apply(ChunkedMatMul(op.transpose_b, lanes, sums, panel), (a, b), node.name, node.source)
     packed = Pack(0 if op.transpose_b else 1, lanes)(b, name=b.name)
     return apply(PackedMatMul(columns, op.transpose_a, lanes, sums), (a, packed), node.name, node.source)
 
@@ -361,4 +375,5 @@ def _packed_inside(layouts: Layouts, a: Node, b: Node, lanes: int) -> bool:
     if not all(isinstance(size, int) for size in b.shape):
         return False
     rows, itemsize = at(a.shape[0], layouts.batch), ITEMSIZE[b.dtype]
-    return static_size(static_shape(b.shape)) * itemsize >= _CHUNKED_BYTES and sums_fit(rows, lanes, itemsize)
+    large = layouts.isa.small or static_size(static_shape(b.shape)) * itemsize >= _CHUNKED_BYTES
+    return large and sums_fit(rows, lanes, itemsize)
