@@ -17,7 +17,7 @@ from graphc.artifact import Artifact, cached_artifact, fingerprint, make_manifes
 from graphc.build import BuildOptions, Cache, build_extension, measure_machine, target_macros
 from graphc.emit.c import emit_c
 from graphc.errors import GraphError, RangeError, UnknownNameError
-from graphc.export import make_bundle, target_named, write_bundle, write_wheel
+from graphc.export import make_bundle, targets_named, write_bundle, write_wheel
 from graphc.graph.node import Node
 from graphc.initialisers import Array as ArrayInitialiser
 from graphc.initialisers import Initialiser, stream
@@ -75,17 +75,20 @@ class Module(RuntimeModule):
         single_file: bool = False,
         wheel: bool = False,
         overwrite: bool = False,
+        libm: bool = True,
         build: BuildOptions | None = None,
     ) -> Path:
         """Write a folder that needs neither Python nor graphc: C source, weights, build files, example, self-check.
 
         ``train`` adds the training step with the optimizer's state; without it the bundle holds inference alone, its
-        weights folded already. ``target`` is ``"native"`` or a name of ``graphc.export.TARGETS``. ``weights`` are a
-        ``"file"`` (the default where there are files), an array in ``"c"`` or an ``"object"`` that is linked in. ``name`` is the prefix of files and
-        functions, ``batch`` the largest batch, both by default the module's; ``single_file`` puts all C into one.
-        A bundle that is there is replaced only with ``overwrite``. ``wheel`` puts a Python wheel into the folder
-        instead, which depends on NumPy and cffi alone. ``build`` says how code is built here, to fold weights and to
-        record what a batch gives.
+        weights folded already. ``target`` is ``"native"`` or a name of ``graphc.export.TARGETS``, or several levels
+        of x86-64 separated by commas, among which the library chooses when it runs. ``weights`` are a ``"file"``
+        (the default where there are files), an array in ``"c"`` or an ``"object"`` that is linked in. ``name`` is the
+        prefix of files and functions, ``batch`` the largest batch, both by default the module's; code for one sample
+        has its batch written out. ``single_file`` puts all C into one. A bundle that is there is replaced only with
+        ``overwrite``. ``wheel`` puts a Python wheel into the folder instead, which depends on NumPy and cffi alone.
+        Without ``libm`` nothing of the C library's mathematics is called, or the net is refused if it needs that.
+        ``build`` says how code is built here, to fold weights and to record what a batch gives.
 
         Raises:
             GraphcError: the module has no training step or no outputs, the target is unknown, or the folder cannot be
@@ -97,7 +100,7 @@ class Module(RuntimeModule):
             )
         if not train and not self._request.outputs:
             raise GraphError(f"export: module {self.name!r} has no outputs to predict")
-        goal = target_named(target, self._request.isa.name)
+        goals = targets_named(target, self._request.isa.name)
         request = replace(
             self._request,
             name=self.name if name is None else _checked_name(name),
@@ -105,11 +108,12 @@ class Module(RuntimeModule):
         )
         bundle = make_bundle(
             request,
-            goal,
+            goals,
             self._hand_over,
             train=train,
             build=build or BuildOptions(),
             single_file=single_file,
+            libm=libm,
         )
         if wheel:
             return write_wheel(bundle, folder)

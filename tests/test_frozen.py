@@ -122,8 +122,15 @@ def test_what_was_stored_can_be_loaded_again(tmp_path: Path) -> None:
     folder = module.export(tmp_path / "net", train=True, weights="c")
     (folder / "test_main.c").write_text(_STORE)
     sources = [p.name for p in folder.glob("net*.c")]
-    command = ["gcc", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror",
-               "test_main.c", *sources, "-lm", "-o", "stored"]  # fmt: skip
+    flags = [
+        "-O1",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+    ]
+    command = ["gcc", *flags, "test_main.c", *sources, "-lm", "-o", "stored"]
     for call in (command, ["./stored"]):
         done = subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -26,6 +26,7 @@ examples:
   graphc build model:resnet_cifar -o resnet/ --train --name resnet
   graphc build model:lenet -o dist/ --wheel
   graphc build model:lenet -o arm/ --target aarch64 --weights c --single-file
+  graphc build model:lenet -o x86/ --target x86-64,x86-64-v3,x86-64-v4
   graphc build model:lenet -o m4/ --target cortex-m4 && make -C m4 check"""
 
 
@@ -43,15 +44,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--batch", type=int, help="the largest batch (default: the module's, or 1)")
     add("--name", help="prefix of files and functions (default: the net's)")
-    add("--target", default="native", choices=("native", *TARGETS), metavar="TARGET",
-        help=f"native (default), {', '.join(TARGETS)}")  # fmt: skip
+    add("--target", default="native", metavar="TARGET",
+        help=f"native (default), {', '.join(TARGETS)}, or levels of x86-64 separated by commas")  # fmt: skip
     add("--weights", choices=("file", "c", "object"),
-        help="a file that is read (default), an array in C, or an object that is linked in (default without files)")  # fmt: skip
+        help="a file that is read (default if there are files), an array in C, or a linked object")  # fmt: skip
     add("--single-file", action="store_true", help="all C in one file")
     add(
         "--wheel",
         action="store_true",
         help="a Python wheel of inference in the folder, instead of the sources",
+    )
+    add(
+        "--no-libm",
+        action="store_true",
+        help="call nothing of the C library's mathematics, or refuse the net",
     )
     add("--overwrite", action="store_true", help="replace a bundle that is there")
 
@@ -66,6 +72,7 @@ def run(options: argparse.Namespace) -> None:
     folder = module.export(
         options.out, train=options.train, target=options.target, weights=options.weights, name=options.name,
         batch=options.batch, single_file=options.single_file, wheel=options.wheel, overwrite=options.overwrite,
+        libm=not options.no_libm,
     )  # fmt: skip
     if options.wheel:
         print(f"{folder}: {folder.stat().st_size:,} bytes; next: pip install {folder}")

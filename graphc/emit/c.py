@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from graphc.emit import units
 from graphc.emit.comments import call_text, comment_text, kernel_comment
 from graphc.emit.kernels import anchor_context, loop_context, pack_context
+from graphc.emit.levels import Level, levels_context
 from graphc.emit.movers import helper_call, helper_of
 from graphc.emit.naming import kernel_name
 from graphc.emit.poison import poison_arena, poison_dead
@@ -143,10 +144,14 @@ class _Emitter:
         graph: str,
         single_file: bool,
         profile: bool,
+        public: str,
+        least_stack: int,
     ):
         self.program = program
         self.graph = graph
         self.single_file = single_file
+        self.public = public
+        self.least_stack = least_stack
         longest = max(len(e.calls) for e in program.entries)
         self.laps = longest + 1 if profile else 0  # one for the update
         self.optimizer = optimizer
@@ -184,7 +189,7 @@ class _Emitter:
         body = indent(_render("entries", update=update, **common))
         kernels = [f.text for f in self.functions.values()]
         helpers = helpers_for("\n".join([*kernels, body]), self.program.isa)
-        stack = stack_bound(kernels, helpers, self.program.isa)
+        stack = max(stack_bound(kernels, helpers, self.program.isa), self.least_stack)
         common["stack"] = stack
         prelude = _render(
             "prelude",
@@ -276,6 +281,7 @@ class _Emitter:
             "entries_use_blocks": any(e["uses_blocks"] for e in entries),
             "bound_types": [{"suffix": SUFFIX[d], "ctype": C_TYPE[d]} for d in sorted(bounds)],
             "guarded": self.nan_guard,
+            "public": self.public,
             "laps": self.laps,
             "weights": weights_context(p, self.graph) if self.graph else None,
             "inference": bool(self.graph) and p.params_size == 0,
@@ -489,12 +495,25 @@ def emit_c(
     graph: str = "",
     single_file: bool = False,
     profile: bool = False,
+    public: str = "",
+    least_stack: int = 0,
 ) -> Emitted:
     """Return the C source, the header and the cffi declarations of a program.
 
     With ``nan_guard`` an entry point stops after the kernel that wrote a NaN or Inf. ``poison`` has the plans of
     the entry points that fill with NaNs what does not live in the arena. ``graph`` adds the functions of an exported
     module, whose weights file must have that digest. ``single_file`` leaves the kernels of a large net in one file.
-    ``profile`` notes how long every call takes.
+    ``profile`` notes how long every call takes. ``public`` names the module whose functions choose this one's,
+    ``least_stack`` are bytes that the header states at the least.
     """
-    return _Emitter(program, optimizer, nan_guard, poison or {}, graph, single_file, profile).emit()
+    emitter = _Emitter(
+        program, optimizer, nan_guard, poison or {}, graph, single_file, profile, public, least_stack
+    )
+    return emitter.emit()
+
+
+def emit_levels(program: Program, emitted: Emitted, levels: Sequence[Level]) -> dict[str, str]:
+    """Return header and source of the functions that choose among levels, of a program as it was emitted."""
+    name = program.name
+    text = indent(_render("levels", **levels_context(name, emitted.cdef, levels)))
+    return {f"{name}.h": emitted.sources[f"{name}.h"], f"{name}.c": text.rstrip("\n") + "\n"}

@@ -7,7 +7,7 @@ for this machine, whatever machine the layout is for. A training bundle is the m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,15 @@ import numpy as np
 
 from graphc.artifact import make_manifest
 from graphc.build import BuildOptions, build_extension
-from graphc.emit.c import Emitted, emit_c
+from graphc.emit.c import Emitted, emit_c, emit_levels
+from graphc.emit.levels import Level as CLevel
+from graphc.emit.libm import library_calls
+from graphc.errors import GraphError
 from graphc.export.samples import sample_inputs
-from graphc.export.targets import Target
+from graphc.export.targets import Target, level_isas
 from graphc.isa import isa_named
 from graphc.memory import ArenaPlan
+from graphc.optim import Optimizer
 from graphc.pipeline import Compiled, Request, compile_program
 from graphc.program.ir import Entry, Program
 from graphc_runtime.module import Module
@@ -41,6 +45,15 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Level:
+    """A level of the processor that the bundle has code of its own for: target, prefix of its names, texts."""
+
+    target: Target
+    name: str
+    emitted: Emitted
+
+
+@dataclass(frozen=True)
 class Bundle:
     """Everything that is written into the folder, but for the texts that say how to build and use it."""
 
@@ -52,62 +65,116 @@ class Bundle:
     records: tuple[Record, ...]
     plans: Mapping[str, ArenaPlan]
     lr: float = 0.0  # of the training step's example
+    levels: tuple[Level, ...] = ()  # where there are several, the best first
+    libm: bool = True  # whether the C library's mathematics may be needed
 
     @property
     def trains(self) -> bool:
         """Whether the training step is there."""
         return any(entry.name == "train_step" for entry in self.program.entries)
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """All of C by file name."""
+        found = dict(self.emitted.sources)
+        for level in self.levels:
+            found |= level.emitted.sources
+        return found
+
 
 def make_bundle(
     request: Request,
-    target: Target,
+    targets: Sequence[Target],
     set_up: SetUp,
     *,
     train: bool,
     build: BuildOptions,
     single_file: bool = False,
+    libm: bool = True,
 ) -> Bundle:
     """Return the bundle of a net.
 
     Args:
         request: what was compiled.
-        target: what the code is for.
+        targets: what the code is for; where there are several, levels of one processor, the best first.
         set_up: gives a module of the same net its weights and its state.
         train: whether the training step is to be there.
         build: how the code is built on this machine, to fold the weights and to record what it computes.
         single_file: one file of C, whatever its size.
+        libm: whether the code may call the C library's mathematics.
+
+    Raises:
+        GraphError: levels cannot share weights, or are to be in one file; mathematics would have to be called.
     """
-    request = replace(request, isa=isa_named(target.isa), frozen=True)
+    if len(targets) > 1 and single_file:
+        raise GraphError("export: code for several levels is in files of its own; it cannot be a single file")
+    request = replace(request, frozen=True)
     if not train:
         request = replace(
             request, loss=None, optimizer=None, metrics={}, memory_budget=None, keep_gradients=True
         )
-    compiled = compile_program(request)
+    compiled = [compile_program(replace(request, isa=isa_named(isa))) for isa in level_isas(targets)]
+    first = compiled[0]
     optimizer = request.optimizer if train else None
-    emitted = emit_c(compiled.program, optimizer)
-    manifest = make_manifest(compiled.program, emitted, optimizer)
+    emitted = emit_c(first.program, optimizer)
+    manifest = make_manifest(first.program, emitted, optimizer)
     graph = manifest["fingerprint"]
     module = Module(manifest, build_extension(request.name, emitted.sources, emitted.cdef, build), {})
     set_up(module)
     batch = min(request.batch, _LARGEST)
-    inputs = sample_inputs(compiled.program, batch)
+    inputs = sample_inputs(first.program, batch)
     blocks = module.weight_blocks(("params", "slots", "state", "frozen") if train else ("folded",))
     if train:
-        blocks["params"] = blocks["params"][: compiled.program.trainable_size]
+        blocks["params"] = blocks["params"][: first.program.trainable_size]
     weights = pack_weights(Weights(graph, module.step, module.seed, blocks))
-    records = (
-        [_recorded(module, _entry(compiled.program, "predict"), inputs, batch)] if request.outputs else []
-    )
+    records = [_recorded(module, _entry(first.program, "predict"), inputs, batch)] if request.outputs else []
     if train:
-        records.append(_recorded_training(module, _entry(compiled.program, "train_step"), inputs, batch))
-    program = _as_loaded(compiled, train)
+        records.append(_recorded_training(module, _entry(first.program, "train_step"), inputs, batch))
+    program = _as_loaded(first, train)
     emitted = emit_c(program, optimizer, graph=graph, single_file=single_file)
-    return Bundle(
-        target, program, emitted, graph, weights, tuple(records),
-        {entry.name: compiled.plans[entry.name] for entry in program.entries},
+    bundle = Bundle(
+        targets[0], program, emitted, graph, weights, tuple(records),
+        {entry.name: first.plans[entry.name] for entry in program.entries},
         float(optimizer.lr) if optimizer is not None else 0.0,
     )  # fmt: skip
+    if len(targets) > 1:
+        bundle = _with_levels(bundle, targets, compiled, optimizer)
+    called = library_calls(bundle.sources.values())
+    if called and not libm:
+        raise GraphError(
+            f"export: {request.name} calls {', '.join(called)} of the C library's mathematics; without it there are "
+            "graphc's own exp, log, tanh, erf, expm1 and log1p in float32, and square roots by the processor"
+        )
+    return replace(bundle, libm=libm)
+
+
+def _with_levels(
+    bundle: Bundle, targets: Sequence[Target], compiled: Sequence[Compiled], optimizer: Optimizer | None
+) -> Bundle:
+    """Return the bundle with a module for every level, and functions that choose among them."""
+    ahead = [(c.graphs.get("fold"), c.graphs.get("freeze")) for c in compiled]
+    if any(graphs != ahead[0] for graphs in ahead) and not (
+        bundle.trains and all(f is None for _, f in ahead)
+    ):
+        raise GraphError("export: these levels lay out the weights in different ways; export them one by one")
+    name, programs, levels = bundle.program.name, [_as_loaded(c, bundle.trains) for c in compiled], []
+    for target, program in zip(targets, programs, strict=True):
+        prefix = f"{name}_{target.name.replace('-', '_')}"
+        emitted = emit_c(replace(program, name=prefix), optimizer, graph=bundle.graph, public=name)
+        levels.append(Level(target, prefix, emitted))
+    offsets = {
+        entry: {**places, "": max(program.offsets[entry].get("", 0) for program in programs)}
+        for entry, places in bundle.program.offsets.items()
+        if entry in bundle.plans
+    }
+    public = replace(
+        bundle.program, offsets=offsets, arena_bytes=max(program.arena_bytes for program in programs)
+    )
+    stack = max(level.emitted.stack_bytes for level in levels)
+    emitted = emit_c(public, optimizer, graph=bundle.graph, single_file=True, least_stack=stack)
+    chosen = [CLevel(level.name, level.target.features or ()) for level in levels]
+    emitted = replace(emitted, sources=emit_levels(public, emitted, chosen))
+    return replace(bundle, program=public, emitted=emitted, levels=tuple(levels))
 
 
 def _entry(program: Program, name: str) -> Entry:
@@ -115,7 +182,7 @@ def _entry(program: Program, name: str) -> Entry:
 
 
 def _as_loaded(compiled: Compiled, train: bool) -> Program:
-    """Return the program without what was computed here: it comes with the weights, and nothing reads its operands."""
+    """Return the program without what was computed here, which comes with the weights, and without its operands."""
     program = compiled.program
     here = "freeze" if train else "fold"
     entries = tuple(entry for entry in program.entries if entry.name != here)

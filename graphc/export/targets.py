@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphc.errors import RangeError
@@ -30,6 +31,9 @@ class Target:
     optimise: str = "-O3"
     flash: str = ""  # of a processor without an operating system: what the linker may use, and of RAM
     ram: str = ""
+    features: tuple[str, ...] | None = (
+        None  # of a level that a processor may be asked for, beyond the first level's
+    )
 
     @property
     def bare(self) -> bool:
@@ -44,9 +48,12 @@ class Target:
 TARGETS = {
     target.name: target
     for target in (
-        Target("x86-64", "sse2", ("-march=x86-64", _CONTRACT)),
-        Target("x86-64-v3", "avx2", ("-march=x86-64-v3", _CONTRACT)),
-        Target("x86-64-v4", "avx512", ("-march=x86-64-v4", "-mprefer-vector-width=512", _CONTRACT)),
+        Target("x86-64", "sse2", ("-march=x86-64", _CONTRACT), features=()),
+        Target("x86-64-v3", "avx2", ("-march=x86-64-v3", _CONTRACT), features=("avx2", "fma", "bmi2")),
+        Target(
+            "x86-64-v4", "avx512", ("-march=x86-64-v4", "-mprefer-vector-width=512", _CONTRACT),
+            features=("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+        ),
         Target("aarch64", "neon", (_CONTRACT,), "aarch64-linux-gnu-gcc", "qemu-aarch64 -L /usr/aarch64-linux-gnu"),
         Target(
             "armv7", "sse2", ("-march=armv7-a", "-mfpu=neon-vfpv4", "-mfloat-abi=hard", _CONTRACT),
@@ -81,3 +88,29 @@ def target_named(name: str, native_isa: str) -> Target:
     if name not in TARGETS:
         raise RangeError(f"export: target {name!r} is unknown; there are native, {', '.join(TARGETS)}")
     return TARGETS[name]
+
+
+def targets_named(names: str, native_isa: str) -> tuple[Target, ...]:
+    """Return the target, or the levels of one processor that are separated by commas, the best first.
+
+    Raises:
+        RangeError: a target is unknown, or several are no levels of one processor.
+    """
+    found = [target_named(name.strip(), native_isa) for name in names.split(",")]
+    if len(found) > 1 and (any(t.features is None for t in found) or len(set(found)) < len(found)):
+        levels = ", ".join(t.name for t in TARGETS.values() if t.features is not None)
+        raise RangeError(f"export: targets {names!r}: only different ones of {levels} can be in one bundle")
+    return tuple(sorted(found, key=lambda t: -len(t.features or ())))
+
+
+def level_isas(targets: Sequence[Target]) -> list[str]:
+    """Return the instruction set that each level's code is laid out for.
+
+    All levels read the same weights: one whose own vectors are packed otherwise takes the code of the level above.
+    """
+    best = isa_named(targets[0].isa)
+    found: list[str] = []
+    for target in targets:
+        same = isa_named(target.isa).packed_bytes == best.packed_bytes
+        found.append(target.isa if same else found[-1])
+    return found

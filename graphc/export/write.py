@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def _is_bundle(folder: Path) -> bool:
 def _files(bundle: Bundle, weights: str) -> dict[str, str | bytes]:
     """Return the content of every file by its name."""
     name = bundle.program.name
-    files: dict[str, str | bytes] = {**bundle.emitted.sources, f"{name}.weights": bundle.weights}
+    files: dict[str, str | bytes] = {**bundle.sources, f"{name}.weights": bundle.weights}
     if weights == "c":
         files[f"{name}_weights.c"] = _weights_as_c(name, bundle.weights)
     if weights == "object":
@@ -136,7 +136,7 @@ def _context(bundle: Bundle, weights: str) -> dict[str, Any]:
     name, upper = program.name, program.name.upper()
     entries = {entry.name: entry for entry in program.entries}
     records = [_record(bundle, record, entries[record.entry]) for record in bundle.records]
-    sources = [file for file in bundle.emitted.sources if file.endswith(".c")]
+    sources = [file for file in bundle.sources if file.endswith(".c")]
     sources += {"c": [f"{name}_weights.c"], "object": [f"{name}_weights.S"]}.get(weights, [])
     elements = {
         "params": program.params_size, "grads": program.grads_size, "slots": program.slots_size,
@@ -147,25 +147,42 @@ def _context(bundle: Bundle, weights: str) -> dict[str, Any]:
     )
     if target.bare:  # no room for what only inference after training needs
         blocks, records = [b for b in blocks if b["name"] != "folded"], records[-1:]
-    flags = " ".join((target.optimise, *target.flags))
     kinds = sorted({o["ctype"]: o for r in records for o in r["outputs"]}.items())
     plan = bundle.plans["train_step" if bundle.trains else "predict"]
     return {
-        "name": name, "upper": upper, "T": C_TYPE[program.dtype], "target": target.name, "trains": bundle.trains,
+        **_target_context(bundle, sources),
+        "name": name, "upper": upper, "T": C_TYPE[program.dtype], "trains": bundle.trains,
         "folds": "fold" in entries, "blocks": blocks, "arena": program.arena_bytes, "embedded": weights != "file",
-        "assembly": weights == "object", "record": records[-1], "records": records,
-        "kinds": [{"suffix": o["suffix"], "ctype": o["ctype"]} for _, o in kinds],
-        "lr": repr(bundle.lr), "compiler": target.compiler, "flags": flags, "runner": target.runner,
-        "archiver": target.archiver, "link_flags": target.link_flags, "flash": target.flash, "ram": target.ram,
-        "stack": bundle.emitted.stack_bytes + _MORE_STACK, "entry": records[-1]["entry"], "bare": target.bare,
-        "cmake_flags": ";".join(target.flags), "openmp": "-fopenmp" if target.name == "native" else "",
+        "assembly": weights == "object", "record": records[-1], "records": records, "entry": records[-1]["entry"],
+        "kinds": [{"suffix": o["suffix"], "ctype": o["ctype"]} for _, o in kinds], "lr": repr(bundle.lr),
+        "stack": bundle.emitted.stack_bytes + _MORE_STACK,
         "objects": [str(Path(s).with_suffix(".o")) for s in sources], "sources": sources,
         "c_sources": [s for s in sources if s.endswith(".c")], "version": VERSION,
-        "compile_line": f"{target.compiler or 'cc'} {flags} example.c {' '.join(sources)} -lm -o example",
         "entries": [_method(bundle, entry) for entry in program.entries], "graph": bundle.graph,
         "batch": program.batch,
         "memory": _memory(bundle, upper), "plan": f"{plan.arena_bytes:,} bytes, where {plan.lower_bound_bytes:,} is "
         f"the lower bound for its order of kernels",
+    }  # fmt: skip
+
+
+def _target_context(bundle: Bundle, sources: Sequence[str]) -> dict[str, Any]:
+    """Return what the build files say of the processor, or of its levels, whose common code is for the last one."""
+    target = bundle.target
+    levels = [
+        {"name": level.target.name, "flags": level.target.flags,
+         "sources": [file for file in level.emitted.sources if file.endswith(".c")]} for level in bundle.levels
+    ]  # fmt: skip
+    common = [*(bundle.levels[-1].target.flags if levels else target.flags)]
+    common += [] if bundle.libm or "-fno-math-errno" in common else ["-fno-math-errno"]
+    flags = " ".join((target.optimise, *common))
+    libraries = " -lm" if bundle.libm else ""
+    return {
+        "target": ", ".join(level.target.name for level in bundle.levels) or target.name, "levels": levels,
+        "compiler": target.compiler, "flags": flags, "runner": target.runner, "archiver": target.archiver,
+        "link_flags": target.link_flags, "flash": target.flash, "ram": target.ram, "bare": target.bare,
+        "cmake_flags": ";".join(common), "openmp": "-fopenmp" if target.name == "native" else "",
+        "libraries": libraries,
+        "compile_line": f"{target.compiler or 'cc'} {flags} example.c {' '.join(sources)}{libraries} -o example",
     }  # fmt: skip
 
 

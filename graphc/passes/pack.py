@@ -63,8 +63,8 @@ _POOLED_ROWS = 3  # the rows of the output that a tile serves at the least, wher
 class Layouts:
     """What the choice of kernels depends on: the instruction set, the largest batch, what the user allows.
 
-    ``choose`` is asked for the variant of every kernel; ``pools`` are the max poolings that alone read a node; ``fixed``
-    are the nodes that training does not change.
+    ``choose`` is asked for the variant of every kernel; ``pools`` are the max poolings that alone read a node;
+    ``fixed`` are the nodes that training does not change.
     """
 
     isa: Isa
