@@ -27,6 +27,7 @@ from graphc.optim import Optimizer
 from graphc.passes.variants import Choose, Variant, cost_model
 from graphc.pipeline import FORK_US, Compiled, Dump, Request, compile_program, initialisers_of
 from graphc.rewrites import ALL, Rewrites
+from graphc.translation import Translation
 from graphc.tuning import Store, Tuner, machine_of
 from graphc.types import check_dtype
 from graphc_runtime.module import Module as RuntimeModule
@@ -38,19 +39,16 @@ _DRAWN_LATER = 2**14  # elements; below that a value is drawn at once
 class Module(RuntimeModule):
     """A compiled module that still knows how it was compiled."""
 
-    def __init__(self, request: Request, artifact: Artifact, library: Path, seed: int):
+    def __init__(self, translation: Translation, library: Path, seed: int):
         """Load the built extension and draw the parameters' first values."""
+        request, artifact = translation.request, translation.artifact
         super().__init__(artifact.manifest, library, _initial_values(request, artifact, seed), seed)
-        self._request = request
-        self._plans = {name: ArenaPlan.from_dict(plan) for name, plan in artifact.plans.items()}
-        self._compiled: Compiled | None = None
+        self._request, self._translation = replace(request, apart=False), translation
 
     @property
     def compiled(self) -> Compiled:
-        """The intermediate results; the pipeline runs again if the module came from the cache."""
-        if self._compiled is None:
-            self._compiled = compile_program(self._request)
-        return self._compiled
+        """The intermediate results; the pipeline runs again for them."""
+        return self._translation.compiled
 
     def plan(self, mode: str = "inference") -> ArenaPlan:
         """Return the memory plan of ``"inference"``, ``"train"`` or ``"evaluate"``.
@@ -58,10 +56,7 @@ class Module(RuntimeModule):
         Raises:
             RangeError: the module has no such entry point.
         """
-        entry = {"inference": "predict", "train": "train_step"}.get(mode, mode)
-        if entry not in self._plans:
-            raise RangeError(f"no plan for {mode!r}; this module has {', '.join(self._plans)}")
-        return self._plans[entry]
+        return self._translation.plan(mode)
 
     def export(
         self,
@@ -214,11 +209,37 @@ def compile(
     else:
         key = fingerprint(request, settings)
         artifact = cached_artifact(cache, key, lambda: _make_artifact(request, extras, tuner))
-    request = replace(request, choose=_chooser(artifact.manifest.get("tuned", {})))
+    request = replace(request, choose=_chooser(artifact.manifest.get("tuned", {})), apart=nan_guard)
     library = build_extension(request.name, artifact.sources, artifact.cdef, options)
-    module = Module(request, artifact, library, seed)
+    module = Module(Translation(request, artifact), library, seed)
     module.threads = threads
     return module
+
+
+def translate(
+    outputs: Mapping[str, Node] | Node,
+    loss: Node | None = None,
+    optimizer: Optimizer | None = None,
+    *,
+    metrics: Mapping[str, Node] | None = None,
+    batch: int = 1,
+    seed: int = 0,
+    name: str = "net",
+) -> Translation:
+    """Return what ``compile`` would build, without building it: for whoever only reads it.
+
+    Raises:
+        GraphcError: whatever is wrong with the graph or the names.
+    """
+    options = BuildOptions()
+    request = replace(
+        _request(outputs, loss, optimizer, metrics or {}, batch, "c", "float32", name, seed),
+        isa=isa_named(isa_of(target_macros(options))),
+    )
+    extras = _Extras(nan_guard=False, poison=False, profile=False)
+    key = fingerprint(request, [str(extras)])
+    artifact = cached_artifact(Cache(options.cache_root()), key, lambda: _make_artifact(request, extras))
+    return Translation(request, artifact)
 
 
 def _chooser(tuned: Mapping[str, Any]) -> Choose:

@@ -94,6 +94,8 @@ class Compiled:
     program: Program
     plans: dict[str, ArenaPlan]
     graphs: dict[str, dict[str, Node]] = field(repr=False)
+    apart: bool = False  # as in the request: how nodes share kernels
+    pools: bool = True
 
 
 def compile_program(request: Request, dump: Dump | None = None) -> Compiled:
@@ -466,9 +468,9 @@ class Builder:
             layout.params_size, layout.trainable_size, layout.grads_size if self.trained else 0, layout.states_size,
             max((p.arena_bytes for p in self.plans.values()), default=0), offsets, update, self.frozen.size,
         )  # fmt: skip
-        return Compiled(program, self.plans, self.graphs)
+        return Compiled(program, self.plans, self.graphs, request.apart, request.rewrites.pool)
 
 
 def entry_groups(compiled: Compiled, name: str) -> list[Group]:
     """Return the kernels of an entry point as groups of nodes, for inspection."""
-    return fuse(compiled.graphs[name], compiled.program.batch)
+    return fuse(compiled.graphs[name], compiled.program.batch, compiled.apart, compiled.pools)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import graphc as gc
-from graphc.cli import main
+from graphc.cli import build, diff, inspect, main
 from graphc.cli.main import make_parser
 from graphc_runtime.checkpoint import load_state
 from graphc_runtime.data import split_digits
@@ -226,7 +226,8 @@ def test_inspect_lists_layers_without_compiling(
 ) -> None:
     """On a machine without a C compiler, too."""
     monkeypatch.setenv("CC", "/nowhere/cc")
-    monkeypatch.setattr("graphc.compile", lambda *arguments, **keywords: pytest.fail("compiled"))
+    for name in ("graphc.compile", "graphc.cli.nets.translate"):
+        monkeypatch.setattr(name, lambda *arguments, **keywords: pytest.fail("compiled"))
     for net, expected in (
         ([], r"total +11 layers +61,706 +416,520 "),
         (["model:resnet18"], r"layer4.1.conv2 +conv2d 3x3 +\(N, 512, 7, 7\) +2,359,296 +115,605,504 "),
@@ -272,11 +273,11 @@ def test_inspect_compiles_what_it_names(
 def test_a_net_with_auxiliary_heads_trains_on_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
 
-    def compile_(outputs: dict[str, gc.Tensor], **keywords: Any) -> gc.Module:
+    def translate(outputs: dict[str, gc.Tensor], **keywords: Any) -> gc.Module:
         given.update(keywords, outputs=outputs)
         raise gc.GraphcError("far enough")
 
-    monkeypatch.setattr("graphc.compile", compile_)
+    monkeypatch.setattr("graphc.cli.nets.translate", translate)
     assert main(["inspect", "model:googlenet_with_heads,image=(3,64,64)"]) == 2
     assert list(given["outputs"]) == ["logits", "aux1", "aux2"]
     assert (given["batch"], given["name"]) == (1, "googlenet_with_heads")
@@ -302,8 +303,80 @@ def test_each_help_has_an_example_that_parses(command: str, capsys: pytest.Captu
     examples = re.findall(r"^  graphc (.+)$", capsys.readouterr().out, flags=re.MULTILINE)
     assert examples
     for example in examples:
-        arguments = re.split(r" (?:>|&&) ", example)[0].split()  # the rest is the shell's
+        arguments = re.split(r" (?:>|&&|\|) ", example)[0].split()  # the rest is the shell's
         assert callable(make_parser().parse_args(arguments).run)
+
+
+# Status and a word of what each example prints, in the order of the help texts, whose lines build on each other.
+EXAMPLES: dict[str, dict[str, tuple[int, str]]] = {
+    "inspect": {
+        "graphc inspect": (0, "kernel 4: matmul"),
+        "graphc inspect model:resnet18 --show layers": (0, "11,689,512"),
+        "graphc inspect model:resnet_cifar,depth=32 --show plan --mode train --batch 64": (0, "lower bound"),
+        "graphc inspect --show calls --mode train": (0, "conv1_conv2d"),
+        "graphc inspect model:lenet --explain conv1": (0, "kept for the backward pass"),
+        "graphc inspect model:resnet18 --html resnet18.html": (0, "open it in a browser"),
+        "graphc inspect model:lenet --profile --mode train --batch 64 --trace trace.json": (0, "batch 64"),
+        "graphc inspect model:lenet --profile --html lenet.html": (0, "lenet.html: "),
+        "graphc inspect --show source --color always | less -R": (0, "\x1b["),
+        "graphc inspect model.py:module --show all --json > module.json": (0, '"small"'),
+    },
+    "diff": {
+        "graphc diff model:resnet18 model:resnet34": (1, "predict kernels: "),
+        "graphc inspect net.py:module --show all --json > before.json": (0, '"small"'),
+        "graphc diff before.json net.py:module": (0, ""),
+    },
+    "build": {
+        "graphc build model:lenet -o lenet/ && make -C lenet check": (0, "next: make -C lenet check"),
+        "graphc build model.py:module -o out/ --weights-from trained.safetensors --batch 1": (0, "out: "),
+        "graphc build model:resnet_cifar -o resnet/ --train --name resnet": (0, "resnet: "),
+        "graphc build model:lenet -o dist/ --wheel": (0, "next: pip install dist/lenet-"),
+        "graphc build model:lenet -o arm/ --target aarch64 --weights c --single-file": (0, "arm: "),
+    },
+}
+SLOW = ("graphc build model:resnet_cifar -o resnet/ --train --name resnet",)
+MODULE = """
+import graphc as gc
+
+x, y = gc.input("x", ("N", 8)), gc.input("y", ("N",), dtype="int32")
+logits = gc.nn.linear(gc.relu(gc.nn.linear(x, 6, name="first")), 3, name="second")
+module = gc.compile({"logits": logits}, gc.losses.cross_entropy(logits, y), gc.SGD(lr=0.1), batch=2, name="small")
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "slow"),
+    [*((command, False) for command in EXAMPLES), pytest.param("build", True, marks=pytest.mark.slow)],
+)
+def test_each_example_works(
+    command: str, slow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """As it stands in the help, but for the pager and what measures the machine."""
+    pytest.importorskip("rich", reason="rich is not installed")
+    measured = {"fma_gflops": 100.0, "bandwidth_gb_s": 10.0}
+    monkeypatch.setattr("graphc.cli.inspect.measure_machine", lambda threads: measured)
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.py", "net.py"):
+        Path(name).write_text(MODULE)
+    names: dict[str, Any] = {}
+    exec(compile(MODULE, "model.py", "exec"), names)
+    names["module"].save("trained.safetensors")
+    text = {"inspect": inspect, "diff": diff, "build": build}[command].EXAMPLES
+    examples = re.findall(r"^  (graphc .+)$", text, flags=re.MULTILINE)
+    assert examples == list(EXAMPLES[command])
+    for example in (e for e in examples if (e in SLOW) == slow):
+        status, word = EXAMPLES[command][example]
+        line, operator, rest = (*re.split(r" (>|&&|\|) ", example), "", "")[:3]
+        assert main(line.split()[1:]) == status
+        printed = capsys.readouterr().out
+        assert word in printed and (word or not printed)
+        if operator == ">":
+            Path(rest).write_text(printed)
+        elif operator == "&&":
+            subprocess.run(rest.split(), check=True, capture_output=True)
+    made = {"inspect": ["trace.json", "lenet.html"], "diff": [], "build": ["out/small.c", "arm/lenet.c"]}
+    assert slow or all(Path(name).stat().st_size > 1000 for name in made[command])
 
 
 def test_no_command_and_unknown_options_show_the_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ LAYERS = [
     ["graphc.emit"],
     ["graphc.pipeline"],
     ["graphc.artifact", "graphc.layers"],
+    ["graphc.translation"],
     ["graphc.tuning"],
     ["graphc.export"],
     ["graphc.api"],
@@ -41,7 +42,17 @@ LAYERS = [
 ]
 # Third-party packages that a function may import for itself: extras that may be missing, and what costs more
 # time to import than a build takes that is found in the cache.
-DEFERRED = {"_cffi_backend", "cffi", "filelock", "matplotlib", "platformdirs", "safetensors", "torch", "tqdm"}
+DEFERRED = {
+    "_cffi_backend",
+    "cffi",
+    "filelock",
+    "matplotlib",
+    "platformdirs",
+    "rich",
+    "safetensors",
+    "torch",
+    "tqdm",
+}
 # The compiler shares the runtime's errors; only what joins the two may use the rest of it.
 JOINS = (
     "graphc.api",
@@ -230,8 +241,8 @@ def test_the_collector_sees_what_it_must() -> None:
     ("statement", "unwanted"),
     [
         ("import graphc_runtime", "graphc graphc_templates sympy jinja2 matplotlib tqdm safetensors torch"),
-        ("import graphc", "matplotlib tqdm safetensors torch sklearn pycparser"),
-        ("import graphc.cli", "matplotlib tqdm safetensors torch sklearn"),
+        ("import graphc", "matplotlib rich tqdm safetensors torch sklearn pycparser"),
+        ("import graphc.cli", "matplotlib rich tqdm safetensors torch sklearn"),
     ],
 )  # fmt: skip
 def test_importing_loads_no_more_than_it_must(statement: str, unwanted: str) -> None:

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from graphc.cli import places
-from graphc.cli.nets import module_of
+from graphc.cli import colour, places
+from graphc.cli.nets import translation_of
 from graphc.errors import DataError
 from graphc.inspection import describe, differences
 
@@ -35,23 +35,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, help="the largest batch of nets that are not compiled yet (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help="print the differences as JSON")
+    colour.add_argument(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the differences; return the exit status."""
+    colour.check(options.color)
     found = differences(_data(options.a, options.batch), _data(options.b, options.batch))
     if options.json:
-        print(json.dumps([{"where": d.where, "what": d.what} for d in found], indent=1))
+        rows = [{"where": d.where, "what": d.what} for d in found]
+        colour.show(json.dumps(rows, indent=1) + "\n", "json", options.color)
     else:
-        for difference in found:
-            print(difference)
+        colour.show("".join(f"{difference}\n" for difference in found), "differences", options.color)
     return 1 if found else 0
 
 
 def _data(place: str, batch: int | None) -> dict[str, Any]:
     """Return the description of a net, or the one in a file."""
     if not place.endswith(".json"):
-        return describe(module_of(place, batch))
+        return describe(translation_of(place, batch))
     try:
         data = json.loads(Path(place).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import graphc as gc
+from graphc.api import translate
 from graphc.cli import places
 from graphc.errors import RangeError
+from graphc.inspection import Inspected
 from graphc.optim import Optimizer
 
 SIDE = 32  # every image fills a canvas of this many pixels a side
@@ -26,20 +29,23 @@ def compile_net(
     seed: int = 0, threads: int | None = None, tune: bool = False,
 ) -> gc.Module:  # fmt: skip
     """Return a net of ``NETS`` as a classifier: inputs x and y, output logits, cross-entropy, accuracy."""
+    described = _classifier(name, channels, classes, batch)
+    if optimizer is not None:
+        described["optimizer"] = optimizer
+    threads = usable_processors() if threads is None else threads
+    return gc.compile(**described, seed=seed, threads=threads, tune=tune)
+
+
+def _classifier(name: str, channels: int = 1, classes: int = 10, batch: int = 64) -> dict[str, Any]:
+    """Return what ``compile`` is told about a net of ``NETS``."""
     x = gc.input("x", ("N", channels, SIDE, SIDE))
     y = gc.input("y", ("N",), dtype="int32")
     logits = NETS[name](x, classes)
-    return gc.compile(
-        {"logits": logits},
-        loss=gc.losses.cross_entropy(logits, y),
-        metrics={"accuracy": gc.metrics.accuracy(logits, y)},
-        optimizer=optimizer or gc.SGD(lr=0.05, momentum=0.9, weight_decay=5e-4),
-        batch=batch,
-        seed=seed,
-        name=name,
-        threads=usable_processors() if threads is None else threads,
-        tune=tune,
-    )
+    return {
+        "outputs": {"logits": logits}, "loss": gc.losses.cross_entropy(logits, y),
+        "metrics": {"accuracy": gc.metrics.accuracy(logits, y)},
+        "optimizer": gc.SGD(lr=0.05, momentum=0.9, weight_decay=5e-4), "batch": batch, "name": name,
+    }  # fmt: skip
 
 
 def usable_processors() -> int:
@@ -49,14 +55,33 @@ def usable_processors() -> int:
     return os.cpu_count() or 1
 
 
-def module_of(place: str | None, batch: int | None = None) -> gc.Module:
+def module_of(place: str | None, batch: int | None = None, profile: bool = False) -> gc.Module:
     """Return the net at a place, compiled; without a place the LeNet of the demo. ``batch`` is by default 1.
 
     Raises:
         GraphcError: there is no such net, or it is compiled already and the batch is another.
     """
+    found = _description(place, batch)
+    if isinstance(found, gc.Module):
+        return found
+    threads = usable_processors() if place is None or profile else 1
+    return gc.compile(**found, threads=threads, profile=profile)
+
+
+def translation_of(place: str | None, batch: int | None = None) -> Inspected:
+    """Return the net at a place, to be read: its C is not built, unless the file that has it built it.
+
+    Raises:
+        GraphcError: as ``module_of``.
+    """
+    found = _description(place, batch)
+    return found if isinstance(found, gc.Module) else translate(**found)
+
+
+def _description(place: str | None, batch: int | None) -> gc.Module | dict[str, Any]:
+    """Return the module at a place, or what ``compile`` is to be told about the net there."""
     if place is None:
-        return compile_net("lenet") if batch is None else compile_net("lenet", batch=batch)
+        return _classifier("lenet") if batch is None else _classifier("lenet", batch=batch)
     found = places.find(place)
     if isinstance(found, gc.Module):
         if batch is not None:
@@ -64,12 +89,13 @@ def module_of(place: str | None, batch: int | None = None) -> gc.Module:
         return found
     batch = 1 if batch is None else batch
     if not places.is_model(place):
-        return gc.compile(found, batch=batch)
+        return {"outputs": found, "batch": batch}
     y = gc.input("y", ("N",), dtype="int32")
     main, *auxiliary = (gc.losses.cross_entropy(logits, y) for logits in found.values())
     loss = main
     for other in auxiliary:  # those of GoogLeNet, with the weight of its paper
         loss = loss + 0.3 * other
-    return gc.compile(
-        found, loss=loss, optimizer=gc.SGD(lr=0.05, momentum=0.9), batch=batch, name=places.model_name(place)
-    )
+    optimizer = gc.SGD(lr=0.05, momentum=0.9)
+    return {
+        "outputs": found, "loss": loss, "optimizer": optimizer, "batch": batch, "name": places.model_name(place)
+    }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from graphc.api import Module
 from graphc.graph.node import Node, topological
@@ -12,7 +12,11 @@ from graphc.memory import ArenaPlan
 from graphc.passes.fuse import Group
 from graphc.pipeline import entry_groups
 from graphc.program.ir import Entry
+from graphc.translation import Translation
 from graphc.types import at, shape_text
+
+Inspected: TypeAlias = Module | Translation
+"""A net whose compilation is shown; its C need not be built."""
 
 
 def graph_rows(outputs: Mapping[str, Node]) -> list[dict[str, Any]]:
@@ -42,7 +46,7 @@ def group_rows(groups: list[Group]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def call_rows(module: Module, entry: Entry) -> list[dict[str, Any]]:
+def call_rows(module: Inspected, entry: Entry) -> list[dict[str, Any]]:
     """Return a row for each kernel in the order in which they run; FLOPs and bytes are those of the largest batch."""
     described = next(e for e in module.manifest["entries"] if e["name"] == entry.name)
     rows = []
@@ -74,22 +78,27 @@ def plan_data(plan: ArenaPlan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def describe(module: Module) -> dict[str, Any]:
+def entry_data(module: Inspected, name: str) -> dict[str, Any]:
+    """Return an entry point at every level: graph, nodes of each kernel, kernels as they run, memory plan."""
+    compiled = module.compiled
+    entry = next(e for e in compiled.program.entries if e.name == name)
+    return {
+        "graph": graph_rows(compiled.graphs[name]),
+        "fused": group_rows(entry_groups(compiled, name)),
+        "kernels": call_rows(module, entry),
+        "plan": plan_data(compiled.plans[name]),
+        "inputs": [a.name for a in entry.inputs],
+        "outputs": [a.name for a in entry.outputs],
+    }
+
+
+def describe(module: Inspected) -> dict[str, Any]:
     """Return everything about a module: graphs at every level, kernels, plans, source."""
     compiled = module.compiled
-    entries = {}
-    for entry in compiled.program.entries:
-        entries[entry.name] = {
-            "graph": graph_rows(compiled.graphs[entry.name]),
-            "fused": group_rows(entry_groups(compiled, entry.name)),
-            "kernels": call_rows(module, entry),
-            "plan": plan_data(compiled.plans[entry.name]),
-            "inputs": [a.name for a in entry.inputs],
-            "outputs": [a.name for a in entry.outputs],
-        }
     return {
         "name": module.name, "dtype": str(module.dtype), "batch": module.batch,
         "isa": compiled.program.isa.name, "fingerprint": module.fingerprint,
-        "written": graph_rows(compiled.graphs["written"]), "entries": entries,
+        "written": graph_rows(compiled.graphs["written"]),
+        "entries": {entry.name: entry_data(module, entry.name) for entry in compiled.program.entries},
         "parameters": {s["name"]: list(s["shape"]) for s in module.manifest["params"]}, "source": module.source,
     }  # fmt: skip

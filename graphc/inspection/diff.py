@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,11 @@ def _changed(where: str, a: list[str], b: list[str]) -> Iterator[Difference]:
     """Yield the lines that only one of two lists has."""
     gone, new = Counter(a) - Counter(b), Counter(b) - Counter(a)
     lines = [f"- {line}" for line in gone.elements()] + [f"+ {line}" for line in new.elements()]
+    yield from _first(where, lines)
+
+
+def _first(where: str, lines: Sequence[str]) -> Iterator[Difference]:
+    """Yield the first lines, and how many are left out."""
     for line in lines[:_MOST]:
         yield Difference(where, line)
     if len(lines) > _MOST:
@@ -81,8 +86,29 @@ def _kernels(name: str, a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Ite
             yield Difference(where, f"{before:,} -> {after:,} {key} in all")
     texts = [[f"{r['function']} ({r['template']}): {', '.join(r['nodes'])}" for r in rows] for rows in (a, b)]
     yield from _changed(where, *texts)
+    yield from _costs(
+        where, *(list(zip(text, rows, strict=True)) for text, rows in zip(texts, (a, b), strict=True))
+    )
     if Counter(texts[0]) == Counter(texts[1]) and texts[0] != texts[1]:
         yield Difference(where, "run in another order")
+
+
+def _costs(
+    where: str, a: list[tuple[str, dict[str, Any]]], b: list[tuple[str, dict[str, Any]]]
+) -> Iterator[Difference]:
+    """Yield what kernels that both have, the n-th with the n-th of a text, cost more or less."""
+    others: dict[str, list[dict[str, Any]]] = {}
+    for text, row in b:
+        others.setdefault(text, []).append(row)
+    lines = []
+    for text, before in a:
+        if not others.get(text):
+            continue
+        after = others[text].pop(0)
+        changes = [f"{before[k]:,} -> {after[k]:,} {k}" for k in ("flops", "bytes") if before[k] != after[k]]
+        if changes:
+            lines.append(f"{before['function']}: {', '.join(changes)}")
+    yield from _first(where, lines)
 
 
 def _memory(name: str, a: dict[str, Any], b: dict[str, Any]) -> Iterator[Difference]:
@@ -92,11 +118,8 @@ def _memory(name: str, a: dict[str, Any], b: dict[str, Any]) -> Iterator[Differe
             yield Difference(where, f"{key} {a[key]:,} -> {b[key]:,} ({b[key] - a[key]:+,})")
     sizes = [{f["name"]: f["bytes"] for f in plan["buffers"]} for plan in (a, b)]
     changed = [n for n in dict.fromkeys((*sizes[0], *sizes[1])) if sizes[0].get(n) != sizes[1].get(n)]
-    for buffer in changed[:_MOST]:
-        before, after = (f"{size[buffer]:,}" if buffer in size else "none" for size in sizes)
-        yield Difference(where, f"{buffer} {before} -> {after}")
-    if len(changed) > _MOST:
-        yield Difference(where, f"... and {len(changed) - _MOST} more")
+    shown = [[f"{size[n]:,}" if n in size else "none" for n in changed] for size in sizes]
+    yield from _first(where, [f"{n} {one} -> {two}" for n, one, two in zip(changed, *shown, strict=True)])
     if not changed and a["arena_bytes"] == b["arena_bytes"] and a["buffers"] != b["buffers"]:
         yield Difference(where, "the same buffers at other places or times")
 

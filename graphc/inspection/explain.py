@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
 from graphc import scalar
-from graphc.api import Module
 from graphc.errors import GraphcError, UnknownNameError
 from graphc.graph.node import Node, topological
 from graphc.graph.text import name_nodes
+from graphc.inspection.describe import Inspected
 from graphc.lower.arena import middle_of
 from graphc.memory import ArenaPlan, Interval
 from graphc.ops.anchor import Anchor
@@ -21,7 +21,7 @@ _MODES = {"predict": "inference", "train_step": "training"}
 _MOST = 6  # names in a list
 
 
-def explain(module: Module, name: str) -> str:
+def explain(module: Inspected, name: str) -> str:
     """Return the story of a node of the net as it was written, under its name there or the user's.
 
     Raises:
@@ -93,7 +93,7 @@ def _text(node: Node, known: dict[Node, str], depth: int = 4) -> str:
     return f"{node.op.title}({', '.join(_text(i, known, depth - 1) for i in node.inputs)})"
 
 
-def _in_entry(module: Module, entry: Entry, node: Node) -> Iterator[str]:
+def _in_entry(module: Inspected, entry: Entry, node: Node) -> Iterator[str]:
     """Yield what became of a node in an entry point: its kernels, and where their results lie."""
     plan = module.compiled.plans[entry.name]
     functions = next(e for e in module.manifest["entries"] if e["name"] == entry.name)["calls"]

@@ -21,10 +21,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sympy.printing.mathml import MathMLPresentationPrinter
 
 from graphc import scalar
-from graphc.api import Module
 from graphc.errors import GraphcError
 from graphc.graph.node import Node, topological
-from graphc.inspection.describe import call_rows, graph_rows, plan_data
+from graphc.inspection.describe import Inspected, call_rows, graph_rows, plan_data
 from graphc.ops.anchor import Anchor
 from graphc.ops.elementwise import Elementwise
 from graphc.ops.leaves import Parameter, State
@@ -46,7 +45,7 @@ _SCRIPTS = (
 )
 
 
-def report(module: Module, path: str | Path, profiles: Iterable[Profile] = ()) -> Path:
+def report(module: Inspected, path: str | Path, profiles: Iterable[Profile] = ()) -> Path:
     """Write one HTML page about a module and return its path.
 
     Args:
@@ -79,7 +78,7 @@ def report(module: Module, path: str | Path, profiles: Iterable[Profile] = ()) -
     return target
 
 
-def _data(module: Module, profiles: Iterable[Profile]) -> dict[str, Any]:
+def _data(module: Inspected, profiles: Iterable[Profile]) -> dict[str, Any]:
     compiled = module.compiled
     shown = [entry for entry in compiled.program.entries if entry.name in _SHOWN]
     texts: list[str] = []
@@ -205,7 +204,7 @@ def _parents(name: str) -> list[str]:
 # ------------------------------------------------------------------ kernels
 
 
-def _kernels_of_nodes(module: Module, entry: Entry) -> dict[Node, list[int]]:
+def _kernels_of_nodes(module: Inspected, entry: Entry) -> dict[Node, list[int]]:
     """Return which kernels compute each node, by the labels that calls have from their nodes."""
     calls: dict[tuple[str, ...], list[int]] = {}
     for number, call in enumerate(entry.calls):
@@ -239,7 +238,9 @@ def _kernels_by_label(order: Sequence[Node], entry: Entry) -> dict[Node, list[in
     return found
 
 
-def _kernels(module: Module, entry: Entry, texts: list[str], known: dict[str, int]) -> list[dict[str, Any]]:
+def _kernels(
+    module: Inspected, entry: Entry, texts: list[str], known: dict[str, int]
+) -> list[dict[str, Any]]:
     """Return the kernels of an entry point, each with the number of its text in ``texts``."""
     rows = []
     for row in call_rows(module, entry):
@@ -257,14 +258,15 @@ def _kernels(module: Module, entry: Entry, texts: list[str], known: dict[str, in
 def _text_of(sources: Mapping[str, str], function: str) -> str:
     """Return the definition of a function in the emitted source, with the comment above it."""
     pattern = re.compile(
-        rf"(/\*(?:(?!\*/)[\s\S])*\*/\n)?^[a-zA-Z_][\w \t*]*\b{re.escape(function)}\((?:[^;{{}}]*)\)\s*\n?\{{",
-        re.MULTILINE,
+        rf"^[a-zA-Z_][\w \t*]*\b{re.escape(function)}\((?:[^;{{}}]*)\)\s*\n?\{{", re.MULTILINE
     )
     for text in sources.values():
-        match = pattern.search(text)
+        match = pattern.search(text) if function in text else None
         if match is not None:
-            end = text.find("\n}", match.end())
-            return text[match.start() : end + 2] if end >= 0 else text[match.start() :]
+            begin, end = match.start(), text.find("\n}", match.end())
+            if text.endswith("*/\n", 0, begin):
+                begin = text.rfind("/*", 0, begin)
+            return text[begin : end + 2] if end >= 0 else text[begin:]
     return f"/* {function} is a function of the C library. */"
 
 
