@@ -1,8 +1,8 @@
 """Time an exported net, called from C, beside the module that it came from, called from Python; and its sizes.
 
 Both predict the same batch on one thread, in turns: best (median) microseconds of a call over the rounds, with the
-flags of the bundle's Makefile. Sizes are those of the code (text of the library's objects), of the stripped example,
-and of the weights; compiling is one command, cc with the example and the library.
+flags of the bundle's Makefile. Sizes are those of the code (text of the library's objects), of the stripped example
+(linked statically, too, where musl-gcc is there), and of the weights; compiling is one command, cc with the example and the library.
 
 Examples:
     python benchmarks/exported.py
@@ -12,6 +12,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import tempfile
 import time
@@ -25,7 +26,7 @@ from session import bare_parser, confine, place, save
 from worker import versions
 
 import graphc as gc
-from graphc.export import target_named
+from graphc.export import targets_named
 from graphc_runtime.module import Module
 
 MAIN = """\
@@ -73,7 +74,7 @@ def measure(net: str, batch: int, rounds: int, calls: int) -> dict[str, Any]:
     """Return the times and sizes."""
     x = gc.input("x", ("N", *NETS[net].shape))
     module = gc.compile({"logits": NETS[net].graph(gc, x)}, batch=batch, name=net)
-    flags = target_named("native", "avx2").flags
+    flags = targets_named("native", "avx2")[0].flags
     with tempfile.TemporaryDirectory() as work:
         folder = module.export(Path(work) / net, weights="object")
         sources = [p.name for p in sorted(folder.glob("*.c")) if p.name not in ("example.c", "check.c")]
@@ -101,9 +102,24 @@ def measure(net: str, batch: int, rounds: int, calls: int) -> dict[str, Any]:
         weights = (folder / f"{net}.weights").stat().st_size
         subprocess.run(["strip", "example"], cwd=folder, check=True)
         program = (folder / "example").stat().st_size - weights
+        static = None
+        if shutil.which("musl-gcc") is not None:
+            command = [
+                "musl-gcc",
+                "-static",
+                "-s",
+                "-O3",
+                *flags,
+                "example.c",
+                *sources,
+                f"{net}_weights.S",
+                "-lm",
+            ]
+            subprocess.run([*command, "-o", "static"], cwd=folder, check=True)
+            static = (folder / "static").stat().st_size - weights
     return {
         "net": net, "batch": batch, "compile_seconds": compiling, "code_bytes": text, "weights_bytes": weights,
-        "program_bytes_without_weights": program,
+        "program_bytes_without_weights": program, "static_program_bytes_without_weights": static,
         **{f"{k}_us": {"best": min(v), "median": float(np.median(v))} for k, v in found.items()},
     }  # fmt: skip
 
@@ -129,6 +145,8 @@ def main() -> None:
     print(f"from Python  {python['best']:10.2f} ({python['median']:.2f}) us a call, {ratio:.2f} times")
     print(f"compiled in {row['compile_seconds']:.2f} s; code {row['code_bytes']:,} bytes; stripped program")
     print(f"{row['program_bytes_without_weights']:,} bytes beside weights of {row['weights_bytes']:,}")
+    static = row["static_program_bytes_without_weights"]
+    print(f"linked statically with musl: {static:,} bytes" if static else "no musl-gcc for a static program")
 
 
 if __name__ == "__main__":

@@ -143,6 +143,21 @@ def test_a_net_that_needs_libm_is_refused_without_it(tmp_path: Path) -> None:
     adam.export(tmp_path / "predict", libm=False)
 
 
+@on_x86
+def test_a_static_program_is_small(tmp_path: Path) -> None:
+    """The example with everything that it needs, weights apart: less than 60 KB with a C library made for that."""
+    if shutil.which("musl-gcc") is None:
+        pytest.skip("needs musl-gcc")
+    x = gc.input("x", ("N", 1, 32, 32))
+    module = gc.compile({"logits": gc.models.lenet(x)}, name="lenet")
+    folder = module.export(tmp_path / "lenet", target="x86-64-v3")
+    flags = ("-static", "-O3", "-march=x86-64-v3", "-ffp-contract=off", "-s")
+    run(folder, "musl-gcc", *flags, "example.c", "lenet.c", "-lm", "-o", "small")
+    assert (folder / "small").stat().st_size < 60_000
+    if "avx2" in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+        assert run(folder, "./small").startswith("logits: ")
+
+
 def test_calls_are_told_from_other_names() -> None:
     """Comments, graphc's own functions, members and longer names are no calls."""
     assert library_calls(["y = gc_expf(x) + a.exp(x) + b->exp(x) + my_exp(x) + sqrtf(x); /* exp(x) */"]) == []
