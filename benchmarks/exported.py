@@ -2,7 +2,8 @@
 
 Both predict the same batch on one thread, in turns: best (median) microseconds of a call over the rounds, with the
 flags of the bundle's Makefile. Sizes are those of the code (text of the library's objects), of the stripped example
-(linked statically, too, where musl-gcc is there), and of the weights; compiling is one command, cc with the example and the library.
+(linked statically, too, where musl-gcc is there), and of the weights; compiling is one command, cc with the example
+and the library.
 
 Examples:
     python benchmarks/exported.py
