@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import signal
@@ -219,6 +220,19 @@ def test_inspect_shows_the_lenet(
 ) -> None:
     assert main(["inspect", "--show", view, "--mode", mode]) == 0
     assert expected in capsys.readouterr().out
+
+
+def test_a_ready_made_net_is_explained_by_its_own_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """Kernels name the line where a layer is written, not the one where the command line asks for the net."""
+    assert main(["inspect", "model:lenet", "--show", "source"]) == 0
+    source = capsys.readouterr().out
+    number = next(
+        k
+        for k, line in enumerate(inspect.getsource(gc.models).split("\n"), 1)
+        if '6, 5, name="conv1"' in line
+    )
+    assert f"models.py:{number}" in source
+    assert "places.py" not in source
 
 
 def test_inspect_lists_layers_without_compiling(

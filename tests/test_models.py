@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import _thread
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
 import graphc as gc
 from graphc import models
+from graphc.cli.places import model_outputs
 from graphc.emit.c import emit_c
 from graphc.graph.node import topological
 from graphc.ops.conv2d import Conv2d
@@ -64,3 +68,38 @@ def test_identical_layers_share_a_kernel() -> None:
     convolutions = [name for name in step if "conv2d" in name]
     assert len(convolutions) == 53 + 52 + 3 * 3
     assert len(set(convolutions)) <= 60
+
+
+LINES = Path(models.__file__).read_text().splitlines()
+
+
+def lines_of(logits: gc.Tensor) -> list[str]:
+    """Return the text of the line of graphc/models.py that each convolution and product names, from the input on."""
+    products = [n for n in topological([logits]) if isinstance(n.op, (Conv2d, MatMul))]
+    assert {n.source.file for n in products} == {models.__file__}
+    return [LINES[n.source.line - 1].strip() for n in products]
+
+
+def test_a_net_of_the_command_line_names_the_lines_of_its_layers() -> None:
+    lines = lines_of(model_outputs("model:lenet")["logits"])
+    assert all(
+        f'name="{n}"' in t for n, t in zip(("conv1", "conv2", "fc1", "fc2", "fc3"), lines, strict=True)
+    )
+    # Where a helper of the file makes a layer, the line is the helper's.
+    lines = lines_of(model_outputs("model:resnet18")["logits"])
+    assert lines == ["h = conv2d("] * 20 + [
+        'return linear(flatten(global_avg_pool2d(h)), classes, name="fc")'
+    ]
+
+
+def test_a_net_of_a_program_names_the_line_of_the_program() -> None:
+    logits = models.lenet(gc.input("x", ("N", 1, 32, 32)))
+    assert {n.source.file for n in topological([logits])} == {__file__}
+
+
+def test_a_net_that_nobody_calls_names_its_own_lines() -> None:
+    """Its function is the outermost frame of a thread: no line outside the compiler is on the stack."""
+    made: SimpleQueue[gc.Tensor] = SimpleQueue()
+    x = gc.input("x", ("N", 1, 32, 32))
+    _thread.start_new_thread(all, (map(made.put, map(models.lenet, [x])),))
+    assert 'name="fc3"' in lines_of(made.get(timeout=60))[-1]

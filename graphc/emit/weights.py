@@ -44,6 +44,7 @@ def weights_context(program: Program, graph: str) -> dict[str, object]:
         "blocks": [
             {"name": name, "macro": f"{upper}_{_MACROS[name]}"} for name, count in elements.items() if count
         ],
+        "clears_grads": trains and program.grads_size > 0,
         "context_bytes": CONTEXT_BYTES,
         "areas": [{"name": name, "bytes": size, "doc": doc} for name, size, doc in areas],
         "functions": [*(name for name, _, _ in areas), *(f"arena_{e.name}" for e in program.entries)],

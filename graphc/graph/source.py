@@ -10,8 +10,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-# The nets of the command line are written like a user's, and their lines are as worth reading.
+# The nets of the command line are written like a user's, and their lines are as worth reading. A ready-made net that
+# the command line makes by its name has no line there that would tell its layers apart: those of its own text do.
 _COMMAND_LINE = _PACKAGE + "cli" + os.sep
+_MODELS = _PACKAGE + "models.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +42,19 @@ def attribute_to(source: Source) -> Iterator[None]:
 
 
 def user_source() -> Source:
-    """Return the innermost line on the call stack that lies outside the compiler."""
+    """Return the innermost line on the call stack that lies outside the compiler.
+
+    Where that is the command line's, or there is none, it is the innermost line of a ready-made net, if there is one.
+    """
     attributed = _attributed.get()
     if attributed is not None:
         return attributed
-    frame = sys._getframe(1)
-    while frame.f_back is not None and _is_compiler(frame.f_code.co_filename):
+    frame, model = sys._getframe(1), None
+    while (file := frame.f_code.co_filename).startswith(_PACKAGE):
+        if model is None and file == _MODELS:
+            model = frame
+        if frame.f_back is None or file.startswith(_COMMAND_LINE):
+            frame = model or frame
+            break
         frame = frame.f_back
     return Source(frame.f_code.co_filename, frame.f_lineno)
-
-
-def _is_compiler(file: str) -> bool:
-    return file.startswith(_PACKAGE) and not file.startswith(_COMMAND_LINE)

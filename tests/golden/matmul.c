@@ -189,7 +189,7 @@ static void out_matmul(const float *restrict a, const float *restrict b, float *
                     GC_MADDS_8(8_f, s, a + top * 12 + k, 12, v);
                 }
                 float sum[8][8];
-                GC_STORE_8(gc_vec8_f, sum[0], 8, s);
+                GC_STORE_8(gc_vec8_f, (float *)sum, 8, s);
                 GC_STORED(sum);
                 for (int64_t p = 0; p < 8; p++) {
                     const int64_t i = top + p;
@@ -213,7 +213,7 @@ static void out_matmul(const float *restrict a, const float *restrict b, float *
                     GC_MADD_8_f(s0, a[top * 12 + k], GC_LOAD(gc_vec8_f, panel + k * 8));
                 }
                 float sum[1][8];
-                GC_STORE_1(gc_vec8_f, sum[0], 8, s);
+                GC_STORE_1(gc_vec8_f, (float *)sum, 8, s);
                 GC_STORED(sum);
                 for (int64_t p = 0; p < 1; p++) {
                     const int64_t i = top;

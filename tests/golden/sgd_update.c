@@ -323,7 +323,7 @@ static void line_weight_grad(const float *restrict a, const float *restrict b, f
                 GC_MADDS_1(8_f, s, a + k * 1 + top, 1, v);
             }
             float sum[1][8];
-            GC_STORE_1(gc_vec8_f, sum[0], 8, s);
+            GC_STORE_1(gc_vec8_f, (float *)sum, 8, s);
             GC_STORED(sum);
             for (int64_t p = 0; p < 1; p++) {
                 const int64_t i = top + p;
