@@ -21,7 +21,7 @@ class Isa:
 
     ``packed_bytes`` is the length of the vectors that weights are packed to, one register or several.
     ``repeats`` says whether a multiply-add reads and repeats a factor from memory, without a register for it.
-    ``small`` are processors with some dozens of KiB of memory: no copies of weights, and short arrays on the stack.
+    ``packs`` says whether weights are packed into vectors at all. ``small`` are processors with some dozens of KiB of memory: no copies of weights, and short arrays on the stack.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Isa:
     packed_bytes: int
     repeats: bool = False
     small: bool = False
+    packs: bool = True
 
     def lanes(self, channels: int, dtype: DType) -> int:
         """Return how many channels a packed vector holds: half of one for few, so that fewer lanes idle."""
@@ -51,6 +52,8 @@ class Isa:
         return min(_SUMS, self.room(lanes, dtype))
 
 
+# Threads in blocks: every thread computes elements of its own, and tiles of operands are shared by blocks.
+SIMT = Isa("simt", 4, 64, 4, packs=False)
 AVX512 = Isa("avx512", 64, 32, 64, repeats=True)
 ISAS = {
     isa.name: isa

@@ -135,6 +135,16 @@ def loop_context(kernel: Kernel, batch: int) -> LoopText:
     )
 
 
+def loop_body(kernel: Kernel, variables: Sequence[str]) -> BodyText:
+    """Return what prints the statements of a loop nest, every value in a variable of its own."""
+    return BodyText(kernel.operands, variables, {}, _uses_in_loops(kernel.spec))
+
+
+def sweep_text(sweep: Sweep, body: BodyText, variables: Sequence[str]) -> SweepText:
+    """Return the text of a sweep whose results are in variables."""
+    return _sweep(sweep, body, False, variables)
+
+
 def _kept_statements(spec: LoopSpec) -> list[Statement]:
     statements = list(spec.before)
     for sweep in spec.sweeps:

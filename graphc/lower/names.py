@@ -45,7 +45,8 @@ _ANCHOR_WORDS = words(
     "h w i j k b p q r s d a v g value best tap inside at weights grads count live panel pixel cotangent "
     "factor index channel vector taps a_lead above b_lead begin below c0 groups i_begin images line most "
     "other packed part pixels points product result rows_begin share strip sums t wanted window windows wins "
-    "plane band start stop row_tap candidate kept column map border fresh last again next"
+    "plane band start stop row_tap candidate kept column map border fresh last again next "
+    "ki kj result results term terms element run numbers tile_a tile_b depth stream"
 )
 _FORM = re.compile(
     r"(i|v|at|tap|wins|row|base_|pool_)\d*|s(\d+_)?\d+|[ijpq]_(shift|end|reach)|.*_(lanes|best|memory|context)"

@@ -85,6 +85,8 @@ class Layouts:
 
 def pack(outputs: Mapping[str, Node], layouts: Layouts) -> dict[str, Node]:
     """Return the graph with packed convolutions and matrix products, in vectors of the instruction set."""
+    if not layouts.isa.packs:
+        return dict(outputs)
     rule = partial(_rule, replace(layouts, pools=_pools(outputs)))
     return dict(zip(outputs, rebuild(list(outputs.values()), rule), strict=True))
 

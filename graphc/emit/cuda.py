@@ -1,0 +1,254 @@
+"""The CUDA emitter: the same Program as in C becomes kernels for a device, and host code that launches them.
+
+What changes from call to call (batch, learning rate, step) lies in device memory, so that the launches of an entry
+point are captured once and replayed. Entry points take the caller's arrays, as in C; the arena has room for copies of
+them behind what the plan places there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from graphc.emit.c import ABI, Emitted, _Emitter, _Function, _Locals
+from graphc.emit.comments import kernel_comment
+from graphc.emit.movers import helper_of
+from graphc.emit.naming import kernel_name
+from graphc.emit.prelude import helpers_for
+from graphc.emit.simt import Launch, kernel_context
+from graphc.emit.text import C_TYPE, indent, minus, signature, times
+from graphc.emit.update import STEP_NUMBER, scalar_lines, update_context
+from graphc.memory import ArenaPlan
+from graphc.optim import Optimizer
+from graphc.program.ir import Buffer, Call, Entry, Kernel, Program, Space
+from graphc.types import ITEMSIZE, at
+
+_ALIGN = 256  # of the copies of arguments in the arena
+_RUN_BYTES = 64  # of what changes from call to call
+_BLOCK = 256  # threads of a block of the update
+_HEAD = {
+    "N": "const int64_t N = run->batch;",
+    "random": "const gc_random numbers = {run->seed, run->step}, *const random = &numbers;",
+    "lr": "const double lr = run->lr;",
+    STEP_NUMBER: f"const double {STEP_NUMBER} = (double)(run->step + 1);",
+}
+"""What a kernel declares of a call, by the word in its text that asks for it."""
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("graphc_templates", "cuda"),
+        undefined=StrictUndefined,
+        trim_blocks=False,
+        keep_trailing_newline=False,
+        autoescape=False,  # the output is CUDA
+    )
+    environment.globals.update(times=times, minus=minus)
+    return environment
+
+
+def _render(template: str, **context: object) -> str:
+    file = template if template.endswith(".j2") else f"{template}.cu.j2"
+    return _environment().get_template(file).render(**context)
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """An argument's copy in device memory: its offset in the arena."""
+
+    name: str
+    variable: str
+    ctype: str
+    offset: int
+    written: bool
+
+
+class _CudaEmitter(_Emitter):
+    """Emits kernels and host code; what an entry point checks and declares is that of C."""
+
+    def __init__(self, program: Program, optimizer: Optimizer | None, graph: str):
+        self.copies: dict[str, list[_Copy]] = {}
+        self.runs: dict[str, int] = {}
+        super().__init__(_with_copies(program), optimizer, False, {}, graph, True, False, "", 0)
+        self.planned = program
+        self.launches: dict[Kernel, Launch] = {}
+
+    def helper(self, kernel: Kernel) -> str:
+        """Return the function of the runtime that does a kernel's work, if there is one."""
+        return helper_of(kernel) if helper_of(kernel) in ("memset", "memcpy") else ""
+
+    def emit(self) -> Emitted:
+        """Return header and source."""
+        calls: dict[Kernel, list[tuple[Entry, Call]]] = {}
+        for entry in self.program.entries:
+            for call in entry.calls:
+                if not self.helper(call.kernel):
+                    calls.setdefault(call.kernel, []).append((entry, call))
+        for kernel, users in calls.items():
+            entries = list(dict.fromkeys(e.name for e, _ in users))
+            self.functions[kernel] = self._function(kernel, [c for _, c in users], entries)
+        entries_text = [self._entry(e) for e in self.program.entries]
+        update, spec = "", self.program.update
+        if spec is not None and spec.ranges:
+            assert self.optimizer is not None
+            context = update_context(self.program, spec, self.optimizer)
+            update = _render("update", block=_BLOCK, grid=_grid, **context)
+        common = {**self._common(entries_text), "stack": 0, "device": True, "block": _BLOCK}
+        entry_texts = indent(_render("entries", update=update, **common)).strip("\n")
+        kernels = [f.text for f in self.functions.values()]
+        body = "\n".join([*kernels, entry_texts])
+        helpers = [_on_device(h) for h in helpers_for(body, self.program.isa)]
+        reductions = sorted(set(re.findall(r"\bgc_(warp|block)_(sum|max|min|argmax|argmin)_([fdil])\(", body)))
+        prelude = _render("prelude", helpers=[h.strip("\n") for h in helpers], reductions=indent(
+            _render("reductions", reductions=reductions)).strip("\n"), **common)  # fmt: skip
+        name = self.program.name
+        source = _render("module", prelude=prelude, kernels=kernels, entries=entry_texts, **common)
+        header = indent(_c_header(common))
+        names = {
+            e.name: [self.helper(c.kernel) or self.functions[c.kernel].name for c in e.calls]
+            for e in self.program.entries
+        }
+        texts = {f"{name}.h": header, f"{name}.cu": source}
+        return Emitted(
+            {file: text.rstrip("\n") + "\n" for file, text in texts.items()}, _cdef_of(header), names, False, 0
+        )
+
+    def _function(self, kernel: Kernel, users: Sequence[Call], entries: Sequence[str]) -> _Function:
+        template, context, launch = kernel_context(kernel, self.program.batch)
+        body = _render(template, **context)
+        self.launches[kernel] = launch
+        name = self.names.fresh(kernel_name(kernel, users[0]))
+        scalars = scalar_lines(kernel)
+        text = "\n".join([*scalars, body.strip("\n")])
+        head = [line for word, line in _HEAD.items() if re.search(rf"\b{word}\b", text)]
+        parameters = [
+            f"{'' if o.written else 'const '}{C_TYPE[o.dtype]} *__restrict__ {o.name}" for o in kernel.operands
+        ]
+        parameters += ["const gc_run *__restrict__ run"] if head else []
+        bounds = f"__launch_bounds__({launch.threads})"
+        comment = kernel_comment(kernel, users, entries)
+        comment.append(f"{launch.mapping}; a block has {launch.threads} threads")
+        made = _render(
+            "kernel", title=name, comment=comment, body="\n".join([*head, text]),
+            signature=signature(f"static __global__ void {bounds} {name}", parameters),
+        )  # fmt: skip
+        return _Function(name, indent(made), "", False, False, ("run",) if head else ())
+
+    def _call(self, entry: Entry, number: int, local: _Locals) -> dict[str, object]:
+        call = entry.calls[number]
+        arguments = [local.name(b) for b in call.buffers]
+        size = call.buffers[-1].size
+        helper = self.helper(call.kernel)
+        made = super()._call(entry, number, local) if not helper else {}
+        if helper:
+            most = at(size, self.program.batch) * ITEMSIZE[call.buffers[-1].dtype]
+            if helper == "memset":
+                text = f"cudaMemsetAsync({arguments[0]}, 0, {most}, stream);"
+            else:
+                text = f"cudaMemcpyAsync({arguments[1]}, {arguments[0]}, {most}, cudaMemcpyDeviceToDevice, stream);"
+            made = {"comment": _origin(call), "guard": "", "number": number}
+        else:
+            function, launch = self.functions[call.kernel], self.launches[call.kernel]
+            parameters = [function.name, launch.grid, str(launch.threads), "stream", *arguments, *function.more]
+            text = signature("GC_LAUNCH", parameters) + ";"
+        return {**made, "text": text}
+
+    def _entry(self, entry: Entry) -> dict[str, object]:
+        made = super()._entry(entry)
+        copies = _copies(self, entry)
+        fields = [
+            {
+                "variable": c.variable, "ctype": c.ctype, "offset": c.offset, "written": c.written,
+                "bytes": f"{c.variable}_bytes",
+            }
+            for c in copies
+        ]  # fmt: skip
+        lines = [str(line) for line in made["locals"]]  # type: ignore[attr-defined]
+        lines = [line for line in lines if "const int threads" not in line and "gc_random random" not in line]
+        text = "\n".join([*(str(c["text"]) for c in made["calls"]), *(str(t) for t in made["tail"])])  # type: ignore[attr-defined]
+        run = self.planned.offsets[entry.name].get("", 0)
+        return {
+            **made, "locals": lines, "copies": fields, "run": -(-run // _ALIGN) * _ALIGN,
+            "uses_run": re.search(r"\brun\b", text) is not None,
+            "uses_arena": any("arena +" in line for line in lines),
+            "steps": entry.name == "train_step", "plain": entry.name in ("fold", "freeze"),
+        }  # fmt: skip
+
+    def _commit(self, entry: Entry, local: _Locals, dead: Mapping[int, list[str]]) -> list[str]:
+        if entry.name != "train_step":
+            return []
+        lines = []
+        for number, _ in enumerate(entry.calls[entry.commit :] if entry.commit else (), entry.commit):
+            made = self._call(entry, number, local)
+            lines += [f"/* {made['comment']} */", str(made["text"])]
+        spec = self.program.update
+        if spec is not None and spec.ranges:
+            lines.append("launch_update(context, stream, run);")
+        return ["if (commit) {", *lines, "}"] if lines else ["(void)commit;"]
+
+
+def _origin(call: Call) -> str:
+    from graphc.emit.comments import call_text, comment_text
+
+    return comment_text(call_text(call, 4))
+
+
+def _grid(count: int) -> int:
+    """Return how many blocks go over so many elements, one a thread."""
+    return max(1, min(-(-count // _BLOCK), 65535))
+
+
+def _copies(emitter: _CudaEmitter, entry: Entry) -> list[_Copy]:
+    """Return where the arguments' copies lie: behind what the plan places, and what changes from call to call."""
+    offset = emitter.planned.offsets[entry.name].get("", 0)
+    offset = -(-offset // _ALIGN) * _ALIGN + _ALIGN
+    found = []
+    for written, arguments in ((False, entry.inputs), (True, entry.outputs)):
+        for a in arguments:
+            found.append(
+                _Copy(a.name, emitter.arguments[a.name], C_TYPE[a.dtype], offset, written)
+            )
+            size = at(a.buffer.size, emitter.program.batch) * ITEMSIZE[a.dtype]
+            offset += -(-size // _ALIGN) * _ALIGN
+    return found
+
+
+def _with_copies(program: Program) -> Program:
+    """Return the program with an arena that has room for the run and the arguments of every entry point."""
+    offsets = {}
+    for entry in program.entries:
+        planned = program.offsets[entry.name]
+        size = -(-planned.get("", 0) // _ALIGN) * _ALIGN + _ALIGN
+        for a in (*entry.inputs, *entry.outputs):
+            size += -(-at(a.buffer.size, program.batch) * ITEMSIZE[a.dtype] // _ALIGN) * _ALIGN
+        offsets[entry.name] = {**planned, "": size}
+    return replace(program, offsets=offsets, arena_bytes=max(o[""] for o in offsets.values()))
+
+
+def _on_device(helper: str) -> str:
+    """Return a helper function as one of the device's."""
+    text = re.sub(r"\bstatic (inline|GC_INLINE)\b", "static __device__ __forceinline__", helper)
+    return "" if "#define GC_INLINE" in text else text
+
+
+def _c_header(common: Mapping[str, Any]) -> str:
+    from graphc.emit.c import _render as render_c
+
+    return render_c("module.h.j2", **common)
+
+
+def _cdef_of(header: str) -> str:
+    from graphc.emit.c import _cdef
+
+    return _cdef(header)
+
+
+def emit_cuda(program: Program, optimizer: Optimizer | None = None, *, graph: str = "") -> Emitted:
+    """Return the CUDA source, the header and the cffi declarations of a program."""
+    return _CudaEmitter(program, optimizer, graph).emit()
