@@ -62,9 +62,9 @@ ISAS = {
         Isa("avx2", 32, 16, 64),
         Isa("neon", 16, 32, 32),
         Isa("sse2", 16, 16, 32),
-        Isa("m4", 8, 16, 8, small=True),  # pairs of its 32 scalar registers
     )
 }
+SMALL = Isa("m4", 8, 16, 8, small=True)  # a Cortex-M4: pairs of its 32 scalar registers
 # Macros by which compilers tell what they compile for, in the order of preference.
 _MACROS = (("__AVX512VL__", "avx512"), ("__FMA__", "avx2"), ("__ARM_NEON", "neon"), ("__SSE2__", "sse2"))
 
@@ -75,9 +75,10 @@ def isa_named(name: str) -> Isa:
     Raises:
         RangeError: there is none.
     """
-    if name not in ISAS:
-        raise RangeError(f"isa {name!r} is unknown; there are {', '.join(ISAS)}")
-    return ISAS[name]
+    known = {**ISAS, SMALL.name: SMALL}
+    if name not in known:
+        raise RangeError(f"isa {name!r} is unknown; there are {', '.join(known)}")
+    return known[name]
 
 
 def isa_of(macros: str) -> str:

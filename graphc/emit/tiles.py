@@ -130,12 +130,17 @@ _STORED = """\
 """
 
 
+def _short(lanes: int, suffix: str, isa: Isa) -> int:
+    """Return the lanes of a register, or of the pair of registers that stands for one."""
+    return min(lanes, max(2, isa.register_bytes // _BYTES[suffix]))
+
+
 def _vectors(used: list[tuple[int, str]], isa: Isa) -> list[str]:
     """Return the vector types, each with its multiply-add for the instruction set."""
     found = [_VECTORS]
     declared = set()
     for lanes, suffix in used:
-        short = min(lanes, isa.register_bytes // _BYTES[suffix])
+        short = _short(lanes, suffix, isa)
         if (short, suffix) not in declared:
             found.append(f"GC_VECTOR(gc_vec{short}_{suffix}, {_TYPES[suffix]}, {short});\n")
             found.append(_multiply_add(short, short, suffix, isa))
@@ -335,7 +340,7 @@ static inline void gc_pack{lanes}_{S}(
 
 def _columns(lanes: int, suffix: str, isa: Isa) -> str:
     """Return the function that packs rows of pixels, one for each channel, into vectors of channels."""
-    short = min(lanes, isa.register_bytes // _BYTES[suffix])
+    short = _short(lanes, suffix, isa)
     even, odd = (", ".join(str(2 * k + start) for k in range(short)) for start in (0, 1))
     if short <= 8:
         position = "k * stride" if short == 8 else f"k / {8 // short} * stride + k % {8 // short} * {short}"
@@ -349,7 +354,7 @@ def _columns(lanes: int, suffix: str, isa: Isa) -> str:
 
 def _transpose(lanes: int, suffix: str, isa: Isa) -> str:
     """Return the function that turns a tile of 8 pixels with ``lanes`` channels each into rows of pixels."""
-    short = min(lanes, isa.register_bytes // _BYTES[suffix])
+    short = _short(lanes, suffix, isa)
 
     def interleaved(start: int) -> str:
         pairs = ((start + k, short + start + k) for k in range(short // 2))
