@@ -16,12 +16,13 @@ import numpy as np
 from graphc.artifact import Artifact, cached_artifact, fingerprint, make_manifest
 from graphc.build import BuildOptions, Cache, build_extension, measure_machine, target_macros
 from graphc.emit.c import emit_c
+from graphc.emit.cuda import emit_cuda, emulator
 from graphc.errors import GraphError, RangeError, UnknownNameError
 from graphc.export import make_bundle, targets_named, write_bundle, write_wheel
 from graphc.graph.node import Node
 from graphc.initialisers import Array as ArrayInitialiser
 from graphc.initialisers import Initialiser, stream
-from graphc.isa import isa_named, isa_of
+from graphc.isa import SIMT, isa_named, isa_of
 from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
 from graphc.passes.variants import Choose, Variant, cost_model
@@ -33,6 +34,7 @@ from graphc.types import check_dtype
 from graphc_runtime.module import Module as RuntimeModule
 from graphc_runtime.profile import Profile
 
+DEVICES = ("cuda", "cuda-emulated")
 _DRAWN_LATER = 2**14  # elements; below that a value is drawn at once
 
 
@@ -190,14 +192,16 @@ def compile(
     options = build or BuildOptions()
     request = replace(
         _request(outputs, loss, optimizer, metrics or {}, batch, target, dtype, name, seed),
-        isa=isa_named(isa or isa_of(target_macros(options))),
+        isa=SIMT if target in DEVICES else isa_named(isa or isa_of(target_macros(options))),
         winograd=bool(winograd),
         fork_us=_checked_fork(fork_us),
         memory_budget=_checked_budget(memory_budget, loss),
-        rewrites=rewrites,
+        rewrites=replace(rewrites, pool=False) if target in DEVICES else rewrites,
+        target="cuda" if target in DEVICES else "c",
         keep_gradients=_checked_gradients(keep_gradients, optimizer),
     )
     _check_threads(threads)
+    _check_device(target, nan_guard=nan_guard, poison=poison, profile=profile, tune=tune)
     extras = _Extras(nan_guard, poison, profile)
     cache, settings, tuner = Cache(options.cache_root()), [str(extras)], None
     if tune:
@@ -210,7 +214,8 @@ def compile(
         key = fingerprint(request, settings)
         artifact = cached_artifact(cache, key, lambda: _make_artifact(request, extras, tuner))
     request = replace(request, choose=_chooser(artifact.manifest.get("tuned", {})), apart=nan_guard)
-    library = build_extension(request.name, artifact.sources, artifact.cdef, options)
+    sources = {**artifact.sources, **(emulator() if target == "cuda-emulated" else {})}
+    library = build_extension(request.name, sources, artifact.cdef, options, target)
     module = Module(Translation(request, artifact), library, seed)
     module.threads = threads
     return module
@@ -246,6 +251,13 @@ def _chooser(tuned: Mapping[str, Any]) -> Choose:
     """Return what answers with the variants of a manifest, and with the cost model's for all other tasks."""
     known = {task: Variant.from_dict(chosen) or Variant() for task, chosen in tuned.items()}
     return (lambda task: known.get(str(task), Variant())) if known else cost_model
+
+
+def _check_device(target: str, **options: bool) -> None:
+    """Refuse what code for a device cannot do yet."""
+    asked = [name for name, wanted in options.items() if wanted]
+    if asked and target in DEVICES:
+        raise GraphError(f"compile: {', '.join(asked)}: there is none for target {target!r}")
 
 
 def _check_threads(count: int) -> None:
@@ -295,7 +307,7 @@ def _make_artifact(
     # One kernel for every node: a fused kernel could not tell which of its nodes is at fault.
     compiled = compile_program(replace(request, apart=extras.nan_guard), dump)
     optimizer = request.optimizer if request.loss is not None else None
-    emitted = emit_c(
+    emitted = emit_cuda(compiled.program, optimizer) if request.target == "cuda" else emit_c(
         compiled.program,
         optimizer,
         nan_guard=extras.nan_guard,
@@ -347,8 +359,8 @@ def _request(
             raise GraphError(f"compile: {key!r} must be a tensor, got {type(node).__name__}")
     if not named and loss is None:
         raise GraphError("compile: needs at least one output or a loss")
-    if target != "c":
-        raise RangeError(f"compile: target {target!r} is unknown; there is 'c'")
+    if target not in ("c", *DEVICES):
+        raise RangeError(f"compile: target {target!r} is unknown; there are 'c', 'cuda' and 'cuda-emulated'")
     _checked_batch(batch)
     if dtype not in ("float32", "float64"):
         raise RangeError(f"compile: dtype must be 'float32' or 'float64', got {dtype!r}")

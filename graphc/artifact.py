@@ -49,7 +49,7 @@ def compiler_digest() -> str:
     digest = hashlib.sha256()
     for root in (Path(__file__).parent, Path(graphc_templates.__file__).parent):
         for path in sorted(root.rglob("*")):
-            if path.suffix in (".py", ".j2"):
+            if path.suffix in (".py", ".j2", ".h"):
                 status = path.stat()
                 digest.update(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
@@ -121,7 +121,7 @@ def fingerprint(request: Request, options: Iterable[str] = ()) -> str:
     ends = {name: position[node] for name, node in roots.items()}
     settings = [ends, request.name, request.batch, request.dtype, request.isa.name,
                 request.winograd, request.fork_us, request.memory_budget, str(request.rewrites),
-                request.keep_gradients, request.frozen, _formulas(request.optimizer), list(options)]  # fmt: skip
+                request.keep_gradients, request.frozen, request.target, _formulas(request.optimizer), list(options)]  # fmt: skip
     digest.update(json.dumps(settings).encode())
     return digest.hexdigest()
 
@@ -158,6 +158,7 @@ def make_manifest(program: Program, emitted: Emitted, optimizer: Optimizer | Non
     digest = hashlib.sha256("".join(code).encode())
     return {
         "abi": ABI,
+        "device": emitted.device,
         "name": program.name,
         "dtype": program.dtype,
         "batch": program.batch,
@@ -170,7 +171,7 @@ def make_manifest(program: Program, emitted: Emitted, optimizer: Optimizer | Non
             "params": program.params_size, "grads": program.grads_size if trains else 0,
             "trainable": program.trainable_size, "slots": program.slots_size,
             "state": program.states_size, "folded": program.folded_size, "frozen": program.frozen_size,
-            "arena_bytes": program.arena_bytes,
+            "arena_bytes": emitted.arena_bytes or program.arena_bytes,
         },
         "lr": optimizer.lr if optimizer is not None else None,
         "profiled": emitted.profiled,

@@ -21,7 +21,8 @@ class Isa:
 
     ``packed_bytes`` is the length of the vectors that weights are packed to, one register or several.
     ``repeats`` says whether a multiply-add reads and repeats a factor from memory, without a register for it.
-    ``packs`` says whether weights are packed into vectors at all. ``small`` are processors with some dozens of KiB of memory: no copies of weights, and short arrays on the stack.
+    ``packs`` says whether weights are packed into vectors at all. ``small`` are processors with some dozens of KiB of
+    memory: no copies of weights, and short arrays on the stack.
     """
 
     name: str

@@ -84,6 +84,7 @@ class Request:
     rewrites: Rewrites = ALL
     apart: bool = False  # one kernel for every node: nan_guard must be able to name it
     keep_gradients: bool = True  # in a block; otherwise large ones are used up where they are computed
+    target: str = "c"  # what the program is printed as
     frozen: bool = False  # what is not trained is not read, only what was computed from it ahead
 
 

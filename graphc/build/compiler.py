@@ -93,18 +93,18 @@ def find_compiler(requested: str | None = None) -> Compiler:
         path = shutil.which(words[0])
         if path is None:
             raise BuildError(f"C compiler {words[0]!r} (from {origin}) was not found. {_INSTALL_HINT}")
-        return _ask_version((os.path.abspath(path), *words[1:]))
+        return ask_version((os.path.abspath(path), *words[1:]))
     for name in CANDIDATES:
         path = shutil.which(name)
         if path is not None:
-            return _ask_version((os.path.abspath(path),))
+            return ask_version((os.path.abspath(path),))
     raise BuildError(
         "no C compiler was found: CC is not set, and PATH has none of "
         f"{', '.join(CANDIDATES)} (PATH={os.environ.get('PATH', '')!r}). {_INSTALL_HINT}"
     )
 
 
-def _ask_version(command: tuple[str, ...]) -> Compiler:
+def ask_version(command: tuple[str, ...]) -> Compiler:
     """Return the compiler with its version, asked once in a process for each state of the executable."""
     try:
         status = os.stat(command[0])

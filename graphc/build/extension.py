@@ -10,11 +10,12 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graphc.build.cache import Cache, storage_error
 from graphc.build.compiler import CommandError, Compiler, cpu_identity, find_compiler, run_commands
+from graphc.build.device import DeviceCompiler, device_compiler
 from graphc.build.options import BuildOptions
 from graphc.build.probe import native_flags, openmp_flags, predefined_macros
 from graphc.errors import BuildError
@@ -24,6 +25,7 @@ BUILD_FORMAT = 1
 
 _EXTENSION_SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 _OUTPUT_LINES = 60
+_UNITS = (".c", ".cu")
 
 # What gcc and clang read besides their command line.
 _COMPILER_VARIABLES = (
@@ -40,6 +42,7 @@ class _Toolchain:
     standard: tuple[str, ...]
     optimisation: tuple[str, ...]
     extra: tuple[str, ...]
+    device: DeviceCompiler | None = None
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -56,6 +59,7 @@ class _Toolchain:
             *self.compiler.command,
             self.compiler.version,
             *self.flags,
+            *((*self.device.command, self.device.version, *self.device.flags) if self.device else ()),
             cpu_identity() if native else "",
             *(f"{name}={os.environ.get(name, '')}" for name in _COMPILER_VARIABLES),
         ]
@@ -81,14 +85,17 @@ class _Inputs:
     flags_of: Mapping[str, tuple[str, ...]]
 
 
-def build_extension(name: str, sources: Mapping[str, str], cdef: str, options: BuildOptions) -> Path:
+def build_extension(
+    name: str, sources: Mapping[str, str], cdef: str, options: BuildOptions, target: str = "c"
+) -> Path:
     """Return the path of a Python extension module with the functions that ``cdef`` declares.
 
     Args:
         name: of the module, a C identifier; the extension is called ``_graphc_<name>_<key>``.
-        sources: text of the .c and .h files by file name; ``<name>.h`` declares what ``cdef`` does.
+        sources: text of the .c, .cu and .h files by file name; ``<name>.h`` declares what ``cdef`` does.
         cdef: the declarations that Python sees, in the subset of C that cffi reads.
         options: compiler, flags and cache.
+        target: ``"c"``, or what the .cu files are for: ``"cuda"`` or ``"cuda-emulated"``.
 
     Raises:
         BuildError: no compiler, code that does not compile (the message has the command, the compiler's
@@ -106,6 +113,8 @@ def build_extension(name: str, sources: Mapping[str, str], cdef: str, options: B
 
     cache = Cache(options.cache_root())
     toolchain = _choose_toolchain(options, cache)
+    if target != "c":
+        toolchain = replace(toolchain, device=device_compiler(target, options.optimisation))
     python = [sys.implementation.cache_tag or "", _EXTENSION_SUFFIX, _cffi_backend.__version__]
     key = _digest(["extension", name, cdef, *python, *toolchain.identity(), *_flatten(sources)])
     module = f"_graphc_{name}_{key[:16]}"
@@ -205,7 +214,7 @@ def _compile_and_link(recipe: _Recipe, inputs: _Inputs, work: Path) -> None:
 
 def _commands(recipe: _Recipe, inputs: _Inputs, work: Path) -> tuple[list[list[str]], list[str]]:
     """Return the compile commands, to be run in sources/, and the link command."""
-    units = [name for name in inputs.texts if name.endswith(".c")]
+    units = [name for name in inputs.texts if name.endswith(_UNITS)]
     # Longest first: the last compiler to finish is then rarely the one that started last.
     units.sort(key=lambda name: (-len(inputs.texts[name]), name))
     flags = list(recipe.toolchain.flags)
@@ -214,11 +223,16 @@ def _commands(recipe: _Recipe, inputs: _Inputs, work: Path) -> tuple[list[list[s
         flags.append(f"-fdebug-prefix-map={work}={recipe.cache.entry_folder(recipe.key)}")
     command = recipe.toolchain.compiler.command
     compiles = []
+    device = recipe.toolchain.device
     for unit in units:
         special = inputs.flags_of.get(unit, ())
-        compiles.append([*command, *flags, "-iquote", ".", *special, "-c", unit, "-o", _object_of(unit)])
+        head = [*command, *flags, "-iquote", "."]
+        if unit.endswith(".cu") and device is not None:
+            head = [*device.command, *device.flags, *recipe.options.extra_flags]
+        compiles.append([*head, *special, "-c", unit, "-o", _object_of(unit)])
     objects = [_object_of(unit) for unit in sorted(units)]
-    link = [*command, *flags, *recipe.link_flags, *objects, "-lm", "-o", f"../{recipe.product}"]
+    libraries = ["-lm", *(device.link if device is not None else ())]
+    link = [*command, *flags, *recipe.link_flags, *objects, *libraries, "-o", f"../{recipe.product}"]
     return compiles, link
 
 
@@ -288,11 +302,11 @@ def _write_sources(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 def _check_sources(sources: Mapping[str, str]) -> None:
-    """Raise BuildError unless all names are plain names of .c and .h files, one .c at least."""
+    """Raise BuildError unless all names are plain names of .c, .cu and .h files, one that is compiled at least."""
     for name in sources:
-        if Path(name).name != name or name.startswith(("-", ".")) or not name.endswith((".c", ".h")):
+        if Path(name).name != name or name.startswith(("-", ".")) or not name.endswith((*_UNITS, ".h")):
             raise BuildError(f"source {name!r}: expected the plain name of a .c or .h file")
-    if not any(name.endswith(".c") for name in sources):
+    if not any(name.endswith(_UNITS) for name in sources):
         raise BuildError(f"there is no .c file among the sources {sorted(sources)}")
 
 

@@ -83,7 +83,8 @@ def _environment() -> Environment:
     return environment
 
 
-def _render(template: str, **context: object) -> str:
+def render_c(template: str, **context: object) -> str:
+    """Return a template's text."""
     file = template if "." in template else f"{template}.c.j2"
     return _environment().get_template(file).render(**context)
 
@@ -104,10 +105,14 @@ class Emitted:
     kernel_names: dict[str, list[str]]  # entry -> the function of each call
     profiled: bool = False
     stack_bytes: int = 0  # that a call takes at most
+    device: bool = False  # its memory is a device's
+    arena_bytes: int = 0  # where it is more than the plans say
 
 
 @dataclass(frozen=True)
-class _Function:
+class Function:
+    """A kernel's function: its texts, and what it is called with beside its buffers."""
+
     name: str
     text: str
     prototype: str
@@ -134,7 +139,9 @@ class Identifiers:
         return name
 
 
-class _Emitter:
+class Emitter:
+    """Prints the kernels and the entry points of one program."""
+
     def __init__(
         self,
         program: Program,
@@ -159,7 +166,7 @@ class _Emitter:
         self.poison = poison
         self.upper = program.name.upper()
         self.real = C_TYPE[program.dtype]
-        self.functions: dict[Kernel, _Function] = {}
+        self.functions: dict[Kernel, Function] = {}
         names = Identifiers({*_LOCALS, *(f"{program.name}_{p}" for p in _PUBLIC)})
         # An argument is called the same in every entry point, whatever the kernels are called.
         arguments = {a.name: a for e in program.entries for a in (*e.inputs, *e.outputs)}
@@ -168,6 +175,7 @@ class _Emitter:
         self.split = False
 
     def emit(self) -> Emitted:
+        """Return the texts."""
         calls: dict[Kernel, list[tuple[Entry, Call]]] = {}
         for entry in self.program.entries:
             for call in entry.calls:
@@ -184,14 +192,16 @@ class _Emitter:
         spec = self.program.update
         if spec is not None and spec.ranges:
             assert self.optimizer is not None
-            update = _render("update", parallel=_pragma, **update_context(self.program, spec, self.optimizer))
+            update = render_c(
+                "update", parallel=_pragma, **update_context(self.program, spec, self.optimizer)
+            )
         common = self._common(entries_text)
-        body = indent(_render("entries", update=update, **common))
+        body = indent(render_c("entries", update=update, **common))
         kernels = [f.text for f in self.functions.values()]
         helpers = helpers_for("\n".join([*kernels, body]), self.program.isa)
         stack = max(stack_bound(kernels, helpers, self.program.isa), self.least_stack)
         common["stack"] = stack
-        prelude = _render(
+        prelude = render_c(
             "prelude",
             helpers=[h.strip("\n") for h in helpers],
             kernels="\n".join([*kernels, body]),
@@ -199,7 +209,7 @@ class _Emitter:
             exported=bool(self.graph),
         )
         name = self.program.name
-        header = indent(_render("module.h.j2", **common))
+        header = indent(render_c("module.h.j2", **common))
         sources = self._units(prelude, kernels, {**common, "entries": body.strip("\n")})
         kernel_names = {
             e.name: [helper_of(c.kernel) or self.functions[c.kernel].name for c in e.calls]
@@ -207,7 +217,7 @@ class _Emitter:
         }
         return Emitted(
             {file: text.rstrip("\n") + "\n" for file, text in {f"{name}.h": header, **sources}.items()},
-            _cdef(header),
+            cdef_of(header),
             kernel_names,
             self.laps > 0,
             stack,
@@ -218,30 +228,30 @@ class _Emitter:
         name = self.program.name
         if not self.split:
             opening = f'#include "{name}.h"\n\n{prelude}'
-            return {f"{name}.c": _render("module", opening=opening, kernels=kernels, **common)}
+            return {f"{name}.c": render_c("module", opening=opening, kernels=kernels, **common)}
         parts = units.divide(kernels)
         prototypes = [f.prototype for f in self.functions.values()]
         opening = f'#include "{name}_kernels.h"'
         sources = {
-            f"{name}.c": _render("module", opening=opening, kernels=[], **common),
-            f"{name}_kernels.h": _render("kernels.h.j2", prelude=prelude, prototypes=prototypes, **common),
+            f"{name}.c": render_c("module", opening=opening, kernels=[], **common),
+            f"{name}_kernels.h": render_c("kernels.h.j2", prelude=prelude, prototypes=prototypes, **common),
         }
         for number, part in enumerate(parts, 1):
-            text = _render("unit", name=name, number=number, count=len(parts), kernels=part)
+            text = render_c("unit", name=name, number=number, count=len(parts), kernels=part)
             sources[f"{name}_kernels_{number}.c"] = text
         return sources
 
     def _parallel_from(self, kernel: Kernel) -> int | None:
         return parallel_from(kernel, self.program.batch, self.program.fork_ns)
 
-    def _function(self, kernel: Kernel, users: Sequence[Call], entries: Sequence[str]) -> _Function:
+    def _function(self, kernel: Kernel, users: Sequence[Call], entries: Sequence[str]) -> Function:
         parallel = partial(_pragma, self._parallel_from(kernel) is not None)
         if kernel.template == "loops":
-            body = _render("loops", parallel=parallel, k=loop_context(kernel, self.program.batch))
+            body = render_c("loops", parallel=parallel, k=loop_context(kernel, self.program.batch))
         elif kernel.template == "pack":
-            body = _render("pack", parallel=parallel, **pack_context(kernel))
+            body = render_c("pack", parallel=parallel, **pack_context(kernel))
         else:
-            body = _render(kernel.template, parallel=parallel, **anchor_context(kernel, self.program.batch))
+            body = render_c(kernel.template, parallel=parallel, **anchor_context(kernel, self.program.batch))
         name = self.names.fresh(kernel_name(kernel, users[0]))
         linkage = "GC_KERNEL" if self.split else "static"
         if self.split:  # visible to the linker, hence told apart from those of other modules
@@ -263,8 +273,8 @@ class _Emitter:
         types = [re.sub(r"^const (?=\w+ \w+$)|(?<=\*)restrict \w+$| \w+$", "", q) for q in parameters]
         prototype = signature(f"{linkage} void {name}", types)
         comment = kernel_comment(kernel, users, entries)
-        text = _render("kernel", title=name, comment=comment, signature=head, body=body.strip("\n"))
-        return _Function(name, indent(text), indent(prototype), uses["N"], uses["threads"], more)
+        text = render_c("kernel", title=name, comment=comment, signature=head, body=body.strip("\n"))
+        return Function(name, indent(text), indent(prototype), uses["N"], uses["threads"], more)
 
     def _common(self, entries: list[dict[str, object]]) -> dict[str, object]:
         p = self.program
@@ -282,13 +292,14 @@ class _Emitter:
             "bound_types": [{"suffix": SUFFIX[d], "ctype": C_TYPE[d]} for d in sorted(bounds)],
             "guarded": self.nan_guard,
             "public": self.public,
+            "device": False,
             "laps": self.laps,
             "weights": weights_context(p, self.graph) if self.graph else None,
             "inference": bool(self.graph) and p.params_size == 0,
         }  # fmt: skip
 
     def _entry(self, entry: Entry) -> dict[str, object]:
-        local = _Locals(self, entry)
+        local = Locals(self, entry)
         kernels = entry.calls[: entry.commit or None]
         calls = [self._call(entry, number, local) for number in range(len(kernels))]
         first = self.program.entries[0]
@@ -374,7 +385,7 @@ class _Emitter:
             )
         return checks
 
-    def _dead(self, entry: Entry, local: _Locals) -> dict[int, list[str]]:
+    def _dead(self, entry: Entry, local: Locals) -> dict[int, list[str]]:
         """Return by the number of a call what poisons the buffers that die with it; nothing without poison."""
         if entry.name not in self.poison:
             return {}
@@ -382,7 +393,7 @@ class _Emitter:
         names = {b.name: local.name(b) for b in sorted(buffers, key=lambda b: b.name)}
         return poison_dead(self.poison[entry.name], local.offsets, names, self.program.dtype)
 
-    def _call(self, entry: Entry, number: int, local: _Locals) -> dict[str, object]:
+    def _call(self, entry: Entry, number: int, local: Locals) -> dict[str, object]:
         call = entry.calls[number]
         arguments = [local.name(b) for b in call.buffers]
         if helper_of(call.kernel):
@@ -405,7 +416,7 @@ class _Emitter:
             "number": number,
         }
 
-    def _is_guarded(self, entry: Entry, number: int, buffer: Buffer, local: _Locals) -> bool:
+    def _is_guarded(self, entry: Entry, number: int, buffer: Buffer, local: Locals) -> bool:
         """Whether what a call leaves in a buffer must be finite.
 
         Not in a workspace, of which a kernel may leave some unwritten, and not in a concatenation of which the next
@@ -416,7 +427,7 @@ class _Emitter:
         later = next((call for call in entry.calls[number + 1 :] if buffer in call.buffers), None)
         return later is None or later.reads(buffer)
 
-    def _commit(self, entry: Entry, local: _Locals, dead: Mapping[int, list[str]]) -> list[str]:
+    def _commit(self, entry: Entry, local: Locals, dead: Mapping[int, list[str]]) -> list[str]:
         if entry.name != "train_step":
             return []
         lines = ["if (commit) {"]
@@ -430,10 +441,10 @@ class _Emitter:
         return [*lines, "context->step++;", "}"]
 
 
-class _Locals:
+class Locals:
     """The variables of an entry point that point at buffers."""
 
-    def __init__(self, emitter: _Emitter, entry: Entry):
+    def __init__(self, emitter: Emitter, entry: Entry):
         self.emitter = emitter
         self.offsets = emitter.program.offsets[entry.name]
         self.names_taken = Identifiers(emitter.names.taken)
@@ -478,7 +489,7 @@ class _Locals:
         return lines
 
 
-def _cdef(header: str) -> str:
+def cdef_of(header: str) -> str:
     """Return the declarations of a header without preprocessor lines and comments, for cffi."""
     text = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
     text = re.sub(r"#ifdef __cplusplus.*?#endif", "", text, flags=re.DOTALL)
@@ -506,7 +517,7 @@ def emit_c(
     ``profile`` notes how long every call takes. ``public`` names the module whose functions choose this one's,
     ``least_stack`` are bytes that the header states at the least.
     """
-    emitter = _Emitter(
+    emitter = Emitter(
         program, optimizer, nan_guard, poison or {}, graph, single_file, profile, public, least_stack
     )
     return emitter.emit()
@@ -515,5 +526,5 @@ def emit_c(
 def emit_levels(program: Program, emitted: Emitted, levels: Sequence[Level]) -> dict[str, str]:
     """Return header and source of the functions that choose among levels, of a program as it was emitted."""
     name = program.name
-    text = indent(_render("levels", **levels_context(name, emitted.cdef, levels)))
+    text = indent(render_c("levels", **levels_context(name, emitted.cdef, levels)))
     return {f"{name}.h": emitted.sources[f"{name}.h"], f"{name}.c": text.rstrip("\n") + "\n"}

@@ -15,24 +15,32 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from graphc.emit.c import ABI, Emitted, _Emitter, _Function, _Locals
-from graphc.emit.comments import kernel_comment
+from graphc.emit.c import Emitted, Emitter, Function, Locals, cdef_of, render_c
+from graphc.emit.comments import call_text, comment_text, kernel_comment
 from graphc.emit.movers import helper_of
 from graphc.emit.naming import kernel_name
 from graphc.emit.prelude import helpers_for
-from graphc.emit.simt import Launch, kernel_context
+from graphc.emit.simt import THREADS, Launch, kernel_context
 from graphc.emit.text import C_TYPE, indent, minus, signature, times
 from graphc.emit.update import STEP_NUMBER, scalar_lines, update_context
-from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
-from graphc.program.ir import Buffer, Call, Entry, Kernel, Program, Space
+from graphc.program.ir import Call, Entry, Kernel, Program
 from graphc.types import ITEMSIZE, at
 
 _ALIGN = 256  # of the copies of arguments in the arena
-_RUN_BYTES = 64  # of what changes from call to call
-_BLOCK = 256  # threads of a block of the update
+_BLOCK = THREADS  # of the update
+# Functions of the host code; ranges of parameters are updated by kernels called update_1 and so on.
+_TAKEN = {
+    "launch_update",
+    "replay",
+    "device_result",
+    "launches",
+    "graph",
+    "status",
+    *(f"update_{k}" for k in range(1, 100)),
+}
 _HEAD = {
-    "N": "const int64_t N = run->batch;",
+    "N": "const {index} N = ({index})run->batch;",
     "random": "const gc_random numbers = {run->seed, run->step}, *const random = &numbers;",
     "lr": "const double lr = run->lr;",
     STEP_NUMBER: f"const double {STEP_NUMBER} = (double)(run->step + 1);",
@@ -62,21 +70,20 @@ def _render(template: str, **context: object) -> str:
 class _Copy:
     """An argument's copy in device memory: its offset in the arena."""
 
-    name: str
     variable: str
+    bytes: str
     ctype: str
     offset: int
     written: bool
 
 
-class _CudaEmitter(_Emitter):
+class _CudaEmitter(Emitter):
     """Emits kernels and host code; what an entry point checks and declares is that of C."""
 
     def __init__(self, program: Program, optimizer: Optimizer | None, graph: str):
-        self.copies: dict[str, list[_Copy]] = {}
-        self.runs: dict[str, int] = {}
         super().__init__(_with_copies(program), optimizer, False, {}, graph, True, False, "", 0)
         self.planned = program
+        self.names.taken |= {f"launch_{entry.name}" for entry in program.entries} | _TAKEN
         self.launches: dict[Kernel, Launch] = {}
 
     def helper(self, kernel: Kernel) -> str:
@@ -104,31 +111,44 @@ class _CudaEmitter(_Emitter):
         kernels = [f.text for f in self.functions.values()]
         body = "\n".join([*kernels, entry_texts])
         helpers = [_on_device(h) for h in helpers_for(body, self.program.isa)]
-        reductions = sorted(set(re.findall(r"\bgc_(warp|block)_(sum|max|min|argmax|argmin)_([fdil])\(", body)))
-        prelude = _render("prelude", helpers=[h.strip("\n") for h in helpers], reductions=indent(
-            _render("reductions", reductions=reductions)).strip("\n"), **common)  # fmt: skip
+        reductions = sorted(
+            set(re.findall(r"\bgc_(warp|block)_(sum|max|min|argmax|argmin)_([fdil])\(", body))
+        )
+        tile = indent(_render("tile")).strip("\n") if "gc_product<" in body else ""
+        prelude = _render("prelude", tile=tile, helpers=[h.strip("\n") for h in helpers], reductions=indent(
+            _render("reductions", reductions=reductions, block=THREADS)).strip("\n"), **common)  # fmt: skip
         name = self.program.name
-        source = _render("module", prelude=prelude, kernels=kernels, entries=entry_texts, **common)
-        header = indent(_c_header(common))
+        texts = {"prelude": prelude, "kernels": kernels, "entries": entry_texts}
+        source = _render("module", **{**common, **texts})
+        header = indent(render_c("module.h.j2", **common))
         names = {
             e.name: [self.helper(c.kernel) or self.functions[c.kernel].name for c in e.calls]
             for e in self.program.entries
         }
-        texts = {f"{name}.h": header, f"{name}.cu": source}
+        sources = {f"{name}.h": header, f"{name}.cu": source}
         return Emitted(
-            {file: text.rstrip("\n") + "\n" for file, text in texts.items()}, _cdef_of(header), names, False, 0
+            {file: text.rstrip("\n") + "\n" for file, text in sources.items()},
+            cdef_of(header),
+            names,
+            device=True,
+            arena_bytes=self.program.arena_bytes,
         )
 
-    def _function(self, kernel: Kernel, users: Sequence[Call], entries: Sequence[str]) -> _Function:
+    def _function(self, kernel: Kernel, users: Sequence[Call], entries: Sequence[str]) -> Function:
         template, context, launch = kernel_context(kernel, self.program.batch)
         body = _render(template, **context)
         self.launches[kernel] = launch
         name = self.names.fresh(kernel_name(kernel, users[0]))
         scalars = scalar_lines(kernel)
         text = "\n".join([*scalars, body.strip("\n")])
-        head = [line for word, line in _HEAD.items() if re.search(rf"\b{word}\b", text)]
+        head = [
+            line.replace("{index}", launch.index)
+            for word, line in _HEAD.items()
+            if re.search(rf"\b{word}\b", text)
+        ]
         parameters = [
-            f"{'' if o.written else 'const '}{C_TYPE[o.dtype]} *__restrict__ {o.name}" for o in kernel.operands
+            f"{'' if o.written else 'const '}{C_TYPE[o.dtype]} *__restrict__ {o.name}"
+            for o in kernel.operands
         ]
         parameters += ["const gc_run *__restrict__ run"] if head else []
         bounds = f"__launch_bounds__({launch.threads})"
@@ -138,49 +158,42 @@ class _CudaEmitter(_Emitter):
             "kernel", title=name, comment=comment, body="\n".join([*head, text]),
             signature=signature(f"static __global__ void {bounds} {name}", parameters),
         )  # fmt: skip
-        return _Function(name, indent(made), "", False, False, ("run",) if head else ())
+        return Function(name, indent(made), "", False, False, ("run",) if head else ())
 
-    def _call(self, entry: Entry, number: int, local: _Locals) -> dict[str, object]:
+    def _call(self, entry: Entry, number: int, local: Locals) -> dict[str, object]:
         call = entry.calls[number]
         arguments = [local.name(b) for b in call.buffers]
-        size = call.buffers[-1].size
         helper = self.helper(call.kernel)
-        made = super()._call(entry, number, local) if not helper else {}
         if helper:
-            most = at(size, self.program.batch) * ITEMSIZE[call.buffers[-1].dtype]
-            if helper == "memset":
-                text = f"cudaMemsetAsync({arguments[0]}, 0, {most}, stream);"
-            else:
-                text = f"cudaMemcpyAsync({arguments[1]}, {arguments[0]}, {most}, cudaMemcpyDeviceToDevice, stream);"
-            made = {"comment": _origin(call), "guard": "", "number": number}
+            most = at(call.buffers[-1].size, self.program.batch) * ITEMSIZE[call.buffers[-1].dtype]
+            given = ["0"] if helper == "memset" else [arguments.pop(0)]
+            kind = [] if helper == "memset" else ["cudaMemcpyDeviceToDevice"]
+            name, parameters = (
+                f"cuda{helper.capitalize()}Async",
+                [*arguments, *given, str(most), *kind, "stream"],
+            )
         else:
             function, launch = self.functions[call.kernel], self.launches[call.kernel]
-            parameters = [function.name, launch.grid, str(launch.threads), "stream", *arguments, *function.more]
-            text = signature("GC_LAUNCH", parameters) + ";"
-        return {**made, "text": text}
+            name, parameters = "GC_LAUNCH", [function.name, launch.grid, str(launch.threads), "stream"]
+            parameters += [*arguments, *function.more]
+        comment = comment_text(call_text(call, 4))
+        return {"text": signature(name, parameters) + ";", "comment": comment, "guard": "", "number": number}
 
     def _entry(self, entry: Entry) -> dict[str, object]:
-        made = super()._entry(entry)
-        copies = _copies(self, entry)
-        fields = [
-            {
-                "variable": c.variable, "ctype": c.ctype, "offset": c.offset, "written": c.written,
-                "bytes": f"{c.variable}_bytes",
-            }
-            for c in copies
-        ]  # fmt: skip
-        lines = [str(line) for line in made["locals"]]  # type: ignore[attr-defined]
-        lines = [line for line in lines if "const int threads" not in line and "gc_random random" not in line]
-        text = "\n".join([*(str(c["text"]) for c in made["calls"]), *(str(t) for t in made["tail"])])  # type: ignore[attr-defined]
-        run = self.planned.offsets[entry.name].get("", 0)
+        made: dict[str, Any] = super()._entry(entry)
+        own = ("char *const arena", "const int threads", "const gc_random random")
+        lines = [line for line in made["locals"] if not line.startswith(own)]
+        text = "\n".join([*(c["text"] for c in made["calls"]), *made["tail"]])
         return {
-            **made, "locals": lines, "copies": fields, "run": -(-run // _ALIGN) * _ALIGN,
+            **made, "locals": lines, "copies": [vars(copy) for copy in _copies(self, entry)],
+            "run": _rounded(self.planned.offsets[entry.name].get("", 0)),
             "uses_run": re.search(r"\brun\b", text) is not None,
-            "uses_arena": any("arena +" in line for line in lines),
-            "steps": entry.name == "train_step", "plain": entry.name in ("fold", "freeze"),
+            "uses_arena": any("(arena +" in line for line in lines),
+            "uses_n_in_checks": any(re.search(r"\bN\b", check) for check in made["checks"]),
+            "steps": entry.name == "train_step",
         }  # fmt: skip
 
-    def _commit(self, entry: Entry, local: _Locals, dead: Mapping[int, list[str]]) -> list[str]:
+    def _commit(self, entry: Entry, local: Locals, dead: Mapping[int, list[str]]) -> list[str]:
         if entry.name != "train_step":
             return []
         lines = []
@@ -193,29 +206,24 @@ class _CudaEmitter(_Emitter):
         return ["if (commit) {", *lines, "}"] if lines else ["(void)commit;"]
 
 
-def _origin(call: Call) -> str:
-    from graphc.emit.comments import call_text, comment_text
-
-    return comment_text(call_text(call, 4))
-
-
 def _grid(count: int) -> int:
     """Return how many blocks go over so many elements, one a thread."""
     return max(1, min(-(-count // _BLOCK), 65535))
 
 
+def _rounded(size: int) -> int:
+    return -(-size // _ALIGN) * _ALIGN
+
+
 def _copies(emitter: _CudaEmitter, entry: Entry) -> list[_Copy]:
     """Return where the arguments' copies lie: behind what the plan places, and what changes from call to call."""
-    offset = emitter.planned.offsets[entry.name].get("", 0)
-    offset = -(-offset // _ALIGN) * _ALIGN + _ALIGN
+    offset = _rounded(emitter.planned.offsets[entry.name].get("", 0)) + _ALIGN
     found = []
     for written, arguments in ((False, entry.inputs), (True, entry.outputs)):
         for a in arguments:
-            found.append(
-                _Copy(a.name, emitter.arguments[a.name], C_TYPE[a.dtype], offset, written)
-            )
-            size = at(a.buffer.size, emitter.program.batch) * ITEMSIZE[a.dtype]
-            offset += -(-size // _ALIGN) * _ALIGN
+            variable = emitter.arguments[a.name]
+            found.append(_Copy(variable, f"{variable}_bytes", C_TYPE[a.dtype], offset, written))
+            offset += _rounded(at(a.buffer.size, emitter.program.batch) * ITEMSIZE[a.dtype])
     return found
 
 
@@ -224,9 +232,9 @@ def _with_copies(program: Program) -> Program:
     offsets = {}
     for entry in program.entries:
         planned = program.offsets[entry.name]
-        size = -(-planned.get("", 0) // _ALIGN) * _ALIGN + _ALIGN
+        size = _rounded(planned.get("", 0)) + _ALIGN
         for a in (*entry.inputs, *entry.outputs):
-            size += -(-at(a.buffer.size, program.batch) * ITEMSIZE[a.dtype] // _ALIGN) * _ALIGN
+            size += _rounded(at(a.buffer.size, program.batch) * ITEMSIZE[a.dtype])
         offsets[entry.name] = {**planned, "": size}
     return replace(program, offsets=offsets, arena_bytes=max(o[""] for o in offsets.values()))
 
@@ -237,18 +245,14 @@ def _on_device(helper: str) -> str:
     return "" if "#define GC_INLINE" in text else text
 
 
-def _c_header(common: Mapping[str, Any]) -> str:
-    from graphc.emit.c import _render as render_c
-
-    return render_c("module.h.j2", **common)
-
-
-def _cdef_of(header: str) -> str:
-    from graphc.emit.c import _cdef
-
-    return _cdef(header)
-
-
 def emit_cuda(program: Program, optimizer: Optimizer | None = None, *, graph: str = "") -> Emitted:
     """Return the CUDA source, the header and the cffi declarations of a program."""
     return _CudaEmitter(program, optimizer, graph).emit()
+
+
+def emulator() -> dict[str, str]:
+    """Return the emulator's header by its name, which lies beside a source that a C++ compiler is to compile."""
+    loader = _environment().loader
+    assert loader is not None
+    text, _, _ = loader.get_source(_environment(), "gc_simt.h")
+    return {"gc_simt.h": text}

@@ -46,6 +46,7 @@ class AccumulatorText:
     best_array: str = ""
     best_start: str = ""
     value_ctype: str = ""
+    value_suffix: str = ""
 
 
 @dataclass
@@ -194,7 +195,7 @@ def _accumulator(a: Accumulate, body: BodyText, columns: bool, value: str) -> Ac
     return AccumulatorText(
         a.name, a.kind, C_TYPE[dtype], _start(a.kind, dtype), value, SUFFIX[dtype], a.index,
         f"{best}[lane]" if best and columns else best, best,
-        _lowest(a.dtype) if a.kind == "argmax" else _highest(a.dtype), C_TYPE[a.dtype],
+        _lowest(a.dtype) if a.kind == "argmax" else _highest(a.dtype), C_TYPE[a.dtype], SUFFIX[a.dtype],
     )  # fmt: skip
 
 

@@ -55,3 +55,7 @@ class DataError(GraphcError, ValueError):
 
 class NumericalError(GraphcError, ArithmeticError):
     """``nan_guard`` found the first NaN or Inf; the message names node, kernel and line."""
+
+
+class DeviceError(GraphcError, RuntimeError):
+    """There is no GPU, it has too little memory, or it could not do what it was told."""

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from graphc_runtime.arrays import Arrays, aligned
+from graphc_runtime.arrays import Arrays
+from graphc_runtime.arrays import aligned as host_aligned
 from graphc_runtime.checkpoint import check_fit, load_state, save_state
+from graphc_runtime.device import Device
 from graphc_runtime.entry import Entry, extent_at
 from graphc_runtime.errors import BuildError, GraphcError, NumericalError, RangeError
 from graphc_runtime.loader import load_extension
@@ -62,6 +64,8 @@ class Module:
                 f"module {self.name!r} has ABI {abi}, this runtime needs {ABI}; compile it again"
             )
         sizes = manifest["sizes"]
+        self._device = Device(self.ffi, self.lib, self.name) if manifest.get("device") else None
+        aligned = self._device.aligned if self._device is not None else host_aligned
         self._blocks = {
             name: aligned(sizes[name], self.dtype)
             for name in ("params", "grads", "slots", "state", "folded", "frozen")
@@ -105,7 +109,7 @@ class Module:
     def _make_context(self, seed: int) -> Any:
         ffi = self.ffi
         size = self._function("context_bytes")()
-        self._context_memory = aligned(size, "uint8")
+        self._context_memory = host_aligned(size, "uint8")
         context = ffi.cast(f"{self.name}_context *", self._context_memory.ctypes.data)
         memory = ffi.new(f"{self.name}_memory *")
         for name, block in self._blocks.items():
@@ -113,6 +117,8 @@ class Module:
             setattr(memory, f"{name}_bytes", block.nbytes)
         if self._function("init")(context, size, memory, seed % 2**64) != 0:
             raise BuildError(f"module {self.name!r}: the context could not be made")
+        if self._device is not None:
+            self._device.owns(self, context, self._context_memory)
         return context
 
     def _mark_stale(self) -> None:
