@@ -307,12 +307,16 @@ def _make_artifact(
     # One kernel for every node: a fused kernel could not tell which of its nodes is at fault.
     compiled = compile_program(replace(request, apart=extras.nan_guard), dump)
     optimizer = request.optimizer if request.loss is not None else None
-    emitted = emit_cuda(compiled.program, optimizer) if request.target == "cuda" else emit_c(
-        compiled.program,
-        optimizer,
-        nan_guard=extras.nan_guard,
-        poison=compiled.plans if extras.poison else None,
-        profile=extras.profile,
+    emitted = (
+        emit_cuda(compiled.program, optimizer)
+        if request.target == "cuda"
+        else emit_c(
+            compiled.program,
+            optimizer,
+            nan_guard=extras.nan_guard,
+            poison=compiled.plans if extras.poison else None,
+            profile=extras.profile,
+        )
     )
     if dump is not None:
         for file, text in emitted.sources.items():

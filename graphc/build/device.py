@@ -15,7 +15,7 @@ ARCHITECTURES = ("sm_80", "sm_90")
 """What nvcc compiles for, beside PTX of the last, from which a newer device's driver makes its own code."""
 
 _CANDIDATES = ("g++", "clang++", "c++")
-_HINT = "Install NVIDIA's CUDA toolkit and have its bin folder on PATH, name it in NVCC, or use target='cuda-emulated'."
+_HINT = "Install NVIDIA's CUDA toolkit, name its compiler in NVCC, or use target='cuda-emulated', which needs no GPU."
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,17 @@ def _emulated(optimisation: tuple[str, ...]) -> DeviceCompiler:
         path = shutil.which(name)
         if path is not None:
             command = (os.path.abspath(path), *words[1:])
-            flags = ("-x", "c++", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *optimisation)
+            flags = (
+                "-x",
+                "c++",
+                "-std=c++17",
+                "-fPIC",
+                "-fvisibility=hidden",
+                "-ffp-contract=off",
+                *optimisation,
+            )
             return DeviceCompiler(command, flags, ("-lstdc++",), ask_version(command).version)
     raise BuildError(
         f"no C++ compiler was found for target 'cuda-emulated': {named or ', '.join(_CANDIDATES)} "
-        f"(PATH={os.environ.get('PATH', '')!r}). Install one (Debian, Ubuntu: apt-get install g++) or name one in CXX."
+        f"(PATH={os.environ.get('PATH', '')!r}). Install one (Debian, Ubuntu: apt-get install g++) or name it in CXX."
     )

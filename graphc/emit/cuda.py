@@ -151,7 +151,8 @@ class _CudaEmitter(Emitter):
             for o in kernel.operands
         ]
         parameters += ["const gc_run *__restrict__ run"] if head else []
-        bounds = f"__launch_bounds__({launch.threads})"
+        # Told of one block at the least, ptxas does not put a register into memory to have more blocks at a time.
+        bounds = f"__launch_bounds__({launch.threads}, 1)"
         comment = kernel_comment(kernel, users, entries)
         comment.append(f"{launch.mapping}; a block has {launch.threads} threads")
         made = _render(

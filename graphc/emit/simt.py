@@ -2,8 +2,8 @@
 
 Loop nests without reductions have a thread for every element. Reductions have a thread, a warp or a block for every
 result, by how many terms there are; partial sums are added by a fixed tree. Products (of matrices, convolutions and
-both their derivatives) are tiles of rows by columns whose operands pass through shared memory; they differ in where an
-element of an operand comes from, which is a formula.
+both their derivatives) are tiles of rows by columns whose operands pass through shared memory; they differ in where
+an element of an operand comes from, which is a formula.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from graphc.emit.kernels import AccumulatorText, EpilogueText, loop_body, sweep_text
-from graphc.emit.text import C_TYPE, SUFFIX, extent, linear, minus, times
+from graphc.emit.text import C_TYPE, extent, linear, minus, times
 from graphc.program.ir import Access, Kernel, LoopSpec
-from graphc.types import Extent, Shape, Size, at, product
+from graphc.types import Extent, Size, at, product
 
 THREADS = 256
 WARP = 32
@@ -275,7 +275,8 @@ def _convolution(kernel: Kernel, to: _Lines) -> _Form:
     lines = [*to.tap(s, "k"), *to.pixel("column", s.oh, s.ow), *to.place(s.geometry)]
     element = f"in[((n * {s.c} + {group.first_c}q) * {s.h} + h) * {s.w} + w]"
     return _Form(
-        group.outside, s.n * (s.oh * s.ow), depth, group.count, _Side((), "", f"weight[{weight} * {depth} + k]", True),
+        group.outside, s.n * (s.oh * s.ow), depth, group.count,
+        _Side((), "", f"weight[{weight} * {depth} + k]", True),
         _Side(tuple(lines), _inside(s), element, False), (),
         (*to.pixel("column", s.oh, s.ow), to.let("o", f"{group.first_o}row")), "channels by pixels",
     )  # fmt: skip
@@ -349,7 +350,8 @@ def _elements(kernel: Kernel, batch: int) -> tuple[str, dict[str, Any], Launch]:
     context = {
         "s": SimpleNamespace(**values), "e": epilogue, "T": C_TYPE[kernel.dtype],
         "ctypes": {o.name: C_TYPE[o.dtype] for o in kernel.operands}, "size": extent(size),
-        "decode": _decoded(axes, "element", " ".join(a.variable for a in axes), index), "threads": THREADS, "I": index,
+        "decode": _decoded(axes, "element", " ".join(a.variable for a in axes), index), "threads": THREADS,
+        "I": index,
     }  # fmt: skip
     launch = Launch(_blocks(-(-at(size, batch) // THREADS)), THREADS, "a thread computes a result", index)
     return kernel.template, context, launch

@@ -1,4 +1,4 @@
-"""Memory of a device, which the compiled library gives out: arrays that both sides see, and one for the device alone."""
+"""Memory of a device, which the compiled library gives out, as arrays that the host sees as well."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Device:
         if self._function("device_error")(text, 256):
             said = ffi.string(text).decode(errors="replace") or "no device"
             raise DeviceError(
-                f"module {name!r}: no GPU can be used ({said}); target='cuda-emulated' runs the same source without one"
+                f"module {name!r}: no GPU can be used ({said}); target='cuda-emulated' runs the same source "
+                "without one"
             )
 
     def _function(self, name: str) -> Any:
