@@ -116,6 +116,7 @@ def check_compiled(graphs: Sequence[RandomGraph], threads: int, dump_dir: Path |
             assert_close(module.grads[str(node.name)], gradient, str(node.name))
 
 
+@pytest.mark.slow
 @settings(_COMPILED, max_examples=40)
 @given(st.lists(_TAPE, min_size=_PER_MODULE, max_size=_PER_MODULE))
 def test_generated_code_agrees_with_the_interpreter(tapes: list[list[int]]) -> None:
@@ -123,6 +124,7 @@ def test_generated_code_agrees_with_the_interpreter(tapes: list[list[int]]) -> N
     check_compiled([grow(tape, f"g{k}_") for k, tape in enumerate(tapes)], threads=1)
 
 
+@pytest.mark.slow
 @settings(_COMPILED, max_examples=15)
 @given(st.lists(_TAPE, min_size=_PER_MODULE, max_size=_PER_MODULE))
 def test_generated_code_agrees_where_thresholds_are_low(tapes: list[list[int]]) -> None:
