@@ -4,7 +4,7 @@ PYTHON ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 # pytest's own arguments, for example: make test PYTEST="-x -k lenet"
-PYTEST ?= -n 2
+PYTEST ?= -n 2 --dist worksteal
 OUT    ?= graphc-demo
 
 SHARED_TOOLS := $(abspath ../shared/tools)

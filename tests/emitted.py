@@ -23,9 +23,9 @@ from graphc.isa import isa_named
 from graphc.ops.leaves import Input
 from graphc.ops.registry import REGISTRY, Sample
 from graphc.optim import Optimizer
-from graphc.pipeline import Request, compile_program
+from graphc.pipeline import Compiled, Request, compile_program
 from graphc.program.ir import Argument, Entry, Program, Space
-from graphc.types import ITEMSIZE, TensorType, at, check_dtype
+from graphc.types import ITEMSIZE, DType, TensorType, at, check_dtype
 
 STRICT = ("-std=gnu11", "-Wall", "-Wextra", "-Wshadow", "-Werror")
 GUARD = 64  # bytes that nobody may touch, between any two buffers of a spread arena
@@ -94,6 +94,17 @@ def emission(
         keep_gradients=keep_gradients,
     )
     compiled = compile_program(request)
+    return _emit(compiled, optimizer, guarded_arena=guarded_arena, nan_guard=nan_guard, poison=poison)
+
+
+def _emit(
+    compiled: Compiled,
+    optimizer: Optimizer | None,
+    *,
+    guarded_arena: bool = False,
+    nan_guard: bool = False,
+    poison: bool = False,
+) -> Emission:
     program = spread(compiled.program) if guarded_arena else compiled.program
     plans = compiled.plans if poison else None
     return Emission(program, optimizer, emit_c(program, optimizer, nan_guard=nan_guard, poison=plans))
@@ -140,21 +151,33 @@ def _input(name: str, t: TensorType) -> Node:
     return Input(name, t.dtype, t.shape)(name=name)
 
 
+SAMPLES = tuple(s for make in REGISTRY.values() for s in make())
+_PER_MODULE = 9
+
+
 @functools.cache
-def sample_modules(dtype: str, *, guarded: bool = False) -> tuple[Emission, ...]:
-    """Return modules that together hold every sample of the registry, forward and training; not to be altered."""
-    size = 9
-    samples = [s for make in REGISTRY.values() for s in make()]
-    modules = []
-    for first in range(0, len(samples), size):
-        scale = gc.parameter("scale", (), 1.0)
-        outputs, loss = scaled_samples(samples[first : first + size], scale, first)
-        optimizer = gc.SGD(lr=1e-3, momentum=0.9, weight_decay=1e-4)
-        name = f"samples_{first}_{dtype}"
-        modules.append(
-            emission(name, outputs, loss, optimizer, batch=LARGEST, dtype=dtype, guarded_arena=guarded)
-        )
-    return tuple(modules)
+def _compiled_samples(dtype: DType, first: int) -> tuple[Compiled, Optimizer]:
+    """Return a module of some samples, compiled once for the plain and for the guarded arena."""
+    scale = gc.parameter("scale", (), 1.0)
+    outputs, loss = scaled_samples(SAMPLES[first : first + _PER_MODULE], scale, first)
+    optimizer = gc.SGD(lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    name = f"samples_{first}_{dtype}"
+    request = Request(
+        name, outputs, loss, {}, optimizer, LARGEST, dtype, isa=isa_named("avx512"), fork_us=0.0
+    )
+    return compile_program(request), optimizer
+
+
+@functools.cache
+def sample_modules(dtype: DType, *, guarded: bool = False, most: int = len(SAMPLES)) -> tuple[Emission, ...]:
+    """Return modules that together hold every sample of the registry, forward and training; not to be altered.
+
+    With ``most`` they are no more than hold the first so many samples.
+    """
+    return tuple(
+        _emit(*_compiled_samples(dtype, first), guarded_arena=guarded)
+        for first in range(0, most, _PER_MODULE)
+    )
 
 
 def lenet_module(
@@ -271,8 +294,8 @@ _DRIVER = r"""
 #endif
 
 /* What every module calls is not inlined: the driver is one large file, and compilers took most of a test's time
- * for it. */
-#define APART __attribute__((noinline)) static
+ * for it. Not every set of modules needs all of it. */
+#define APART __attribute__((noinline, unused)) static
 
 APART uint64_t hash_bytes(uint64_t seed, const void *memory, size_t bytes)
 {

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from graphc.build import BuildOptions, Cache, build_extension, build_program
+from graphc.build.wrapper import declarations
 from graphc.errors import BuildError
 from graphc_runtime.loader import load_extension
 
@@ -149,6 +150,79 @@ def test_second_build_runs_no_compiler(
     assert len(counting.calls()) == calls
 
 
+def test_equal_declarations_share_the_wrapper(options: BuildOptions, counting: CountingCompiler) -> None:
+    options = dataclasses.replace(options, compiler=str(counting.path))
+    add = SOURCES["add.c"]
+    others = [
+        SOURCES,
+        {**SOURCES, "add.c": add.replace("a + b", "a + b + 1")},
+        {**SOURCES, "tiny.h": f"/* another net */\n#define TINY_SIZE 7\n{HEADER}"},
+    ]
+    libraries = [load_extension(build_extension("tiny", each, CDEF, options))[1] for each in others]
+    assert [lib.tiny_add(2, 3) for lib in libraries] == [5, 6, 5]
+    assert (counting.compiled("add.c"), counting.compiled("_graphc_tiny.c")) == (3, 1)
+
+
+def test_wrapper_is_compiled_anew_where_it_could_differ(
+    options: BuildOptions, counting: CountingCompiler
+) -> None:
+    options = dataclasses.replace(options, compiler=str(counting.path))
+    sized = {**SOURCES, "tiny.h": f"#define TINY_SIZE 7\ntypedef char tiny_name[TINY_SIZE];\n{HEADER}"}
+    named = f"{CDEF} typedef char tiny_name[...];"
+    sizes = []
+    for size in ("7", "8"):
+        header = sized["tiny.h"].replace("7", size)
+        ffi, _ = load_extension(build_extension("tiny", {**sized, "tiny.h": header}, named, options))
+        sizes.append(ffi.sizeof("tiny_name"))
+    assert sizes == [7, 8]
+    build_extension("tiny", SOURCES, "int tiny_add(int a, int b);", options)
+    build_extension("tiny", SOURCES, CDEF, dataclasses.replace(options, optimisation=("-O2",)))
+    assert counting.compiled("_graphc_tiny.c") == 4
+
+
+def test_header_that_disagrees_is_found_with_a_shared_wrapper(options: BuildOptions) -> None:
+    build_extension("tiny", SOURCES, CDEF, options)
+    wrong = {
+        name: text.replace("int tiny_add(int a", "int tiny_add(int *a") for name, text in SOURCES.items()
+    }
+    wrong["add.c"] = wrong["add.c"].replace("a + b", "*a + b")
+    strict = dataclasses.replace(options, extra_flags=("-Werror",))
+    build_extension("tiny", SOURCES, CDEF, strict)
+    with pytest.raises(BuildError, match="tiny_add"):
+        build_extension("tiny", wrong, CDEF, strict)
+
+
+def test_damaged_wrapper_is_compiled_again(options: BuildOptions, counting: CountingCompiler) -> None:
+    options = dataclasses.replace(options, compiler=str(counting.path))
+    build_extension("tiny", SOURCES, CDEF, options)
+    (shared,) = options.cache_root().glob("entries/*/_graphc_tiny.c.o")
+    shared.write_bytes(shared.read_bytes()[:100])
+    other = {**SOURCES, "add.c": SOURCES["add.c"] + "\n"}
+    assert load_extension(build_extension("tiny", other, CDEF, options))[1].tiny_add(2, 3) == 5
+    assert counting.compiled("_graphc_tiny.c") == 2
+
+
+@pytest.mark.parametrize(
+    ("header", "kept"),
+    [
+        ("int f(void); /* a\n * b */ // c", "int f(void);"),
+        ("#define NET_BATCH 5 /* largest */\nint f(void);", "int f(void);"),
+        ("#define NET_BATCH 5\nint f(int a[NET_BATCH]);", "#define NET_BATCH 5 int f(int a[NET_BATCH]);"),
+        ("#define NET_USED 5\nint f(void);", "#define NET_USED 5 int f(void);"),
+        ("#define _FILE_OFFSET_BITS 64\nint f(void);", "#define _FILE_OFFSET_BITS 64 int f(void);"),
+        ('#define NET_TEXT "/*"\nint f(void);', '#define NET_TEXT "/*" int f(void);'),
+    ],
+)
+def test_what_a_wrapper_depends_on(header: str, kept: str) -> None:
+    found = declarations("net", {"net.h": header, "net.c": ""}, "int f(void); int g(int a[NET_USED]);")
+    assert " ".join(" ".join(found).split()) == kept
+
+
+def test_wrapper_depends_on_headers_of_headers() -> None:
+    sources = {"net.h": '#include "types.h"\n', "types.h": "/* 1 */", "net.c": ""}
+    assert declarations("net", sources, "") == ["net.h", '#include "types.h"\n', "types.h", "/* 1 */"]
+
+
 def test_hit_in_a_new_process_imports_no_cffi(options: BuildOptions) -> None:
     path = build_extension("tiny", SOURCES, CDEF, options)
     other = build_elsewhere(
@@ -275,13 +349,14 @@ def test_damaged_extension_is_rebuilt(options: BuildOptions) -> None:
 def test_killed_build_leaves_no_entry(options: BuildOptions, counting: CountingCompiler) -> None:
     options = dataclasses.replace(options, compiler=str(counting.path), jobs=1)
     build_extension("warm", {**SOURCES, "warm.h": HEADER}, CDEF, options)  # Flags are probed by now.
+    cache = options.cache_root()
+    before = set((cache / "entries").iterdir())
     counting.slow.touch()
     victim = build_elsewhere(options)
     wait_for(counting.pids, victim)
     victim.kill()
     victim.communicate()
-    cache = options.cache_root()
-    assert len(list((cache / "entries").iterdir())) == 1
+    assert set((cache / "entries").iterdir()) == before
     assert len(list((cache / "work").iterdir())) == 1
     counting.slow.unlink()
     path = build_extension("tiny", SOURCES, CDEF, options)

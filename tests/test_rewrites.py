@@ -160,3 +160,22 @@ def test_a_budget_that_is_no_number_of_bytes_is_refused() -> None:
     logits, _, _ = net()
     with pytest.raises(GraphcError, match="there is no loss"):
         gc.compile({"logits": logits}, memory_budget=10**9)
+
+
+def test_a_tensor_beside_itself_is_put_together_again() -> None:
+    """Its second and third copy are read from the first, in the buffer that they are written to."""
+    x = gc.input("x", ("N", 2, 9, 9))
+    h = (x * x + 1.0) ** 0.3
+    inner = gc.nn.conv2d(gc.concat([h, h, h], 1), 5, 3, name="inner", bias=False)
+    loss = gc.mean(gc.square(gc.nn.conv2d(gc.tanh(inner), 64, 3, name="outer", bias=False)))
+    modules = [
+        gc.compile({"loss_value": loss}, loss, gc.SGD(lr=0.1), batch=8, name="net", rewrites=rewrites)
+        for rewrites in (gc.Rewrites(), gc.Rewrites(run_again=False))
+    ]
+    calls = [next(e for e in m.manifest["entries"] if e["name"] == "train_step")["calls"] for m in modules]
+    assert [sum(c["nodes"] == ["concat"] for c in of) for of in calls] == [4, 2]
+    given = np.random.default_rng(0).standard_normal((8, 2, 9, 9)).astype("f")
+    for module in modules:
+        module.backward(x=given)
+    for name in modules[0].grads:
+        np.testing.assert_array_equal(modules[0].grads[name], modules[1].grads[name])

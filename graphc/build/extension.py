@@ -18,10 +18,11 @@ from graphc.build.compiler import CommandError, Compiler, cpu_identity, find_com
 from graphc.build.device import DeviceCompiler, device_compiler
 from graphc.build.options import BuildOptions
 from graphc.build.probe import native_flags, openmp_flags, predefined_macros
+from graphc.build.wrapper import declarations, python_include_flags, wrapper_source
 from graphc.errors import BuildError
 
 # Raised whenever this package builds differently from equal inputs.
-BUILD_FORMAT = 1
+BUILD_FORMAT = 2
 
 _EXTENSION_SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 _OUTPUT_LINES = 60
@@ -79,10 +80,11 @@ class _Recipe:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The texts of all files, and further flags for some of them."""
+    """The texts of all files, further flags for some of them, and under which keys objects are shared."""
 
     texts: Mapping[str, str]
     flags_of: Mapping[str, tuple[str, ...]]
+    shared: Mapping[str, str]
 
 
 def build_extension(
@@ -117,15 +119,21 @@ def build_extension(
         toolchain = replace(toolchain, device=device_compiler(target, options.optimisation))
     python = [sys.implementation.cache_tag or "", _EXTENSION_SUFFIX, _cffi_backend.__version__]
     key = _digest(["extension", name, cdef, *python, *toolchain.identity(), *_flatten(sources)])
-    module = f"_graphc_{name}_{key[:16]}"
+    # The module's own name has no key in it: nets with the same functions then have the same wrapper.
+    module = f"_graphc_{name}"
+    wrapper = f"{module}.c"
 
     def inputs() -> _Inputs:
-        wrapper = f"{module}.c"
-        texts = {**sources, wrapper: _wrapper_source(module, header, cdef)}
+        parts = [*python, *toolchain.identity(), *declarations(name, sources, cdef)]
+        shared = _digest(["wrapper", name, cdef, *parts])
+        known = cache.entry(shared)
+        text = wrapper_source(module, header, cdef) if known is None else (known / wrapper).read_text("utf-8")
         # The wrapper only converts arguments: -O1 makes it quick to compile at no cost to the kernels.
-        return _Inputs(texts, {wrapper: (*_python_include_flags(), "-O1")})
+        flags = {wrapper: (*python_include_flags(), "-O1")}
+        return _Inputs({**sources, wrapper: text}, flags, {wrapper: shared})
 
-    recipe = _Recipe(key, module + _EXTENSION_SUFFIX, cache, toolchain, options, _shared_flags())
+    product = f"{module}_{key[:16]}{_EXTENSION_SUFFIX}"
+    recipe = _Recipe(key, product, cache, toolchain, options, _shared_flags())
     return _build(recipe, sources, inputs)
 
 
@@ -142,7 +150,7 @@ def build_program(sources: Mapping[str, str], main_c: str, options: BuildOptions
     cache = Cache(options.cache_root())
     toolchain = _choose_toolchain(options, cache)
     key = _digest(["program", *toolchain.identity(), *_flatten(texts)])
-    return _build(_Recipe(key, "program", cache, toolchain, options), texts, lambda: _Inputs(texts, {}))
+    return _build(_Recipe(key, "program", cache, toolchain, options), texts, lambda: _Inputs(texts, {}, {}))
 
 
 def target_macros(options: BuildOptions) -> str:
@@ -201,19 +209,44 @@ def _compile_and_link(recipe: _Recipe, inputs: _Inputs, work: Path) -> None:
     _write_sources(folder, inputs.texts)
     compiles, link = _commands(recipe, inputs, work)
     script = ["#!/bin/sh -e", 'cd "$(dirname "$0")"', "mkdir -p ../objects"]
-    script += map(shlex.join, [*compiles, link])
+    script += map(shlex.join, [*compiles.values(), link])
     (folder / "build.sh").write_text("\n".join(script) + "\n", encoding="utf-8")
+    for unit in _fetch_shared(recipe, inputs, folder):
+        del compiles[unit]
     jobs, verbose = recipe.options.job_count(), recipe.options.verbose
     try:
-        run_commands(compiles, cwd=folder, scratch=objects, jobs=jobs, verbose=verbose)
+        run_commands(list(compiles.values()), cwd=folder, scratch=objects, jobs=jobs, verbose=verbose)
         run_commands([link], cwd=folder, scratch=objects, jobs=1, verbose=verbose)
     except CommandError as failure:
         raise _explain(failure, recipe, work) from None
+    for unit in inputs.shared.keys() & compiles.keys():
+        _publish_shared(recipe, inputs, folder, unit)
     shutil.rmtree(objects)
 
 
-def _commands(recipe: _Recipe, inputs: _Inputs, work: Path) -> tuple[list[list[str]], list[str]]:
-    """Return the compile commands, to be run in sources/, and the link command."""
+def _fetch_shared(recipe: _Recipe, inputs: _Inputs, folder: Path) -> list[str]:
+    """Copy the shared objects that the cache has to where a compiler would put them; return their units."""
+    found = []
+    for unit, key in inputs.shared.items():
+        entry = recipe.cache.entry(key)
+        if entry is not None:
+            shutil.copyfile(entry / f"{unit}.o", folder / _object_of(unit))
+            found.append(unit)
+    return found
+
+
+def _publish_shared(recipe: _Recipe, inputs: _Inputs, folder: Path, unit: str) -> None:
+    """Keep an object, with the text it was made of, for other builds."""
+
+    def fill(work: Path) -> None:
+        (work / unit).write_text(inputs.texts[unit], encoding="utf-8", newline="\n")
+        shutil.copyfile(folder / _object_of(unit), work / f"{unit}.o")
+
+    recipe.cache.publish(inputs.shared[unit], fill)
+
+
+def _commands(recipe: _Recipe, inputs: _Inputs, work: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the compile command of each unit, to be run in sources/, and the link command."""
     units = [name for name in inputs.texts if name.endswith(_UNITS)]
     # Longest first: the last compiler to finish is then rarely the one that started last.
     units.sort(key=lambda name: (-len(inputs.texts[name]), name))
@@ -222,14 +255,14 @@ def _commands(recipe: _Recipe, inputs: _Inputs, work: Path) -> tuple[list[list[s
         # Debuggers find the sources where they end up, not in the work folder that is gone by then.
         flags.append(f"-fdebug-prefix-map={work}={recipe.cache.entry_folder(recipe.key)}")
     command = recipe.toolchain.compiler.command
-    compiles = []
+    compiles = {}
     device = recipe.toolchain.device
     for unit in units:
         special = inputs.flags_of.get(unit, ())
         head = [*command, *flags, "-iquote", "."]
         if unit.endswith(".cu") and device is not None:
             head = [*device.command, *device.flags, *recipe.options.extra_flags]
-        compiles.append([*head, *special, "-c", unit, "-o", _object_of(unit)])
+        compiles[unit] = [*head, *special, "-c", unit, "-o", _object_of(unit)]
     objects = [_object_of(unit) for unit in sorted(units)]
     libraries = ["-lm", *(device.link if device is not None else ())]
     link = [*command, *flags, *recipe.link_flags, *objects, *libraries, "-o", f"../{recipe.product}"]
@@ -252,37 +285,6 @@ def _explain(failure: CommandError, recipe: _Recipe, work: Path) -> BuildError:
         f"  sources:  {where}",
     ]
     return BuildError("\n".join(head + lines))
-
-
-def _wrapper_source(module: str, header: str, cdef: str) -> str:
-    """Return the C text of cffi's out-of-line wrapper."""
-    import io
-
-    # Imported here: with pycparser it costs more than a cache hit, which does not need it.
-    import cffi  # type: ignore[import-untyped]  # cffi ships no types
-
-    ffi = cffi.FFI()
-    text = io.StringIO()
-    try:
-        ffi.cdef(cdef)
-        # Without compiler_verbose=0 cffi prints the file name to standard output.
-        ffi.set_source(module, f'#include "{header}"', compiler_verbose=0)
-        ffi.emit_c_code(text)
-    except (cffi.CDefError, cffi.FFIError, cffi.VerificationError) as error:
-        raise BuildError(f"cffi cannot read the declarations of {header}: {error}") from error
-    return text.getvalue()
-
-
-def _python_include_flags() -> tuple[str, ...]:
-    import sysconfig
-
-    folders = list(dict.fromkeys([sysconfig.get_path("include"), sysconfig.get_path("platinclude")]))
-    if not any((Path(folder) / "Python.h").is_file() for folder in folders):
-        raise BuildError(
-            f"Python.h was not found in {' or '.join(folders)}; it comes with Python's development files "
-            "(Debian, Ubuntu: apt-get install python3-dev)"
-        )
-    return tuple(f"-I{folder}" for folder in folders)
 
 
 def _shared_flags() -> tuple[str, ...]:

@@ -135,6 +135,14 @@ class _State(NamedTuple):
     path: _Path | None
 
 
+class _Change(NamedTuple):
+    """The bytes by which a kernel changes what is alive, the most in between, and the kernels that run for it."""
+
+    live: int
+    peak: int
+    together: tuple[int, ...]
+
+
 class _Model:
     """Kernels and buffers as numbers: what each kernel needs, and what it takes and frees after a down-set."""
 
@@ -174,19 +182,43 @@ class _Model:
                 self.followers[earlier].append(k)
         # What reads nothing from the arena waits for its first reader.
         self.waiting = sum(1 << k for k in range(self.count) if not self.needs[k] and self.followers[k])
+        self.near = [self._near(k) for k in range(self.count)]
+        self.known: list[dict[int, _Change]] = [{} for _ in calls]
+
+    def _near(self, kernel: int) -> int:
+        """Return the kernels on which it depends what the kernel, and what waits for it, takes and frees."""
+        found = self.needs[kernel]
+        for k in (*_bits(self.needs[kernel] & self.waiting), kernel):
+            for b in self.uses[k]:
+                found |= self.users[b]
+            for pair in self.pairs[k]:
+                for b in pair:
+                    found |= self.users[b]
+        return found
 
     def start(self) -> _State:
         """Return the state before anything has run."""
         return _State(0, 0, 0, tuple(self._ready(0, range(self.count))), None)
 
     def _ready(self, done: int, candidates: Sequence[int]) -> list[int]:
-        able = done | self.waiting
-        return [k for k in candidates if not self.needs[k] & ~able and not self.waiting >> k & 1]
+        missing = ~(done | self.waiting)
+        return [k for k in candidates if not self.needs[k] & missing and not self.waiting >> k & 1]
 
-    def cost(self, done: int, live: int, kernel: int) -> tuple[int, int]:
-        """Return the bytes alive after a kernel, and while it and what waited for it run."""
-        peak = 0
-        for k in (*_bits(self.needs[kernel] & ~done), kernel):
+    def change(self, done: int, kernel: int) -> _Change:
+        """Return what a kernel, with what waited for it, does behind a down-set.
+
+        A search asks this some million times, and hardly ever of a neighbourhood that it has not met.
+        """
+        near = done & self.near[kernel]
+        known = self.known[kernel].get(near)
+        if known is None:
+            known = self.known[kernel][near] = self._change(near, kernel)
+        return known
+
+    def _change(self, done: int, kernel: int) -> _Change:
+        live, peaks = 0, []
+        together = (*_bits(self.needs[kernel] & ~done), kernel)
+        for k in together:
             now = done | 1 << k
             taken = freed = credit = 0
             for b in self.uses[k]:
@@ -199,19 +231,42 @@ class _Model:
                 if not self.users[source] & ~now and not self.users[out] & done:
                     credit = self.size[out]
                     break
-            peak = max(peak, live + taken - credit)
+            peaks.append(live + taken - credit)
             live += taken - freed
             done = now
-        return live, peak
+        return _Change(live, max(peaks), together)
+
+    def cost(self, done: int, live: int, kernel: int) -> tuple[int, int]:
+        """Return the bytes alive after a kernel, and while it and what waited for it run."""
+        change = self.change(done, kernel)
+        return live + change.live, live + change.peak
 
     def run(self, state: _State, kernel: int) -> _State:
         """Return the state after a kernel more, with what waited for it."""
-        live, peak = self.cost(state.done, state.live, kernel)
+        change = self.change(state.done, kernel)
         path, done = state.path, state.done
-        for k in (*_bits(self.needs[kernel] & ~done), kernel):
+        for k in change.together:
             done, path = done | 1 << k, _Path(k, path)
-        ready = [k for k in state.ready if k != kernel] + self._ready(done, self.followers[kernel])
-        return _State(done, live, max(state.peak, peak), tuple(ready), path)
+        ready = [k for k in state.ready if k != kernel]
+        if self.followers[kernel]:
+            ready += self._ready(done, self.followers[kernel])
+        peak = max(state.peak, state.live + change.peak)
+        return _State(done, state.live + change.live, peak, tuple(ready), path)
+
+    def _relax(self, state: _State) -> _State:
+        """Run every kernel that frees at least what it takes, without a new peak.
+
+        No order is better for delaying it.
+        """
+        while True:
+            done, room = state.done, state.peak - state.live
+            for kernel in state.ready:
+                change = self.known[kernel].get(done & self.near[kernel]) or self.change(done, kernel)
+                if change.live <= 0 and change.peak <= room:
+                    state = self.run(state, kernel)
+                    break
+            else:
+                return state
 
     def _settle(self, state: _State, after: Callable[[_State, int], _State | None]) -> _State:
         """Run every kernel that shrinks what is alive; ``after`` gives the state behind such a kernel, or None."""
@@ -222,11 +277,6 @@ class _Model:
                 state = found
                 untried = list(state.ready)  # what was the last but one reader of a tensor is the last now
         return state
-
-    def _if_free(self, state: _State, kernel: int) -> _State | None:
-        """Run a kernel that frees at least what it takes, without a new peak: no order is better for delaying it."""
-        live, peak = self.cost(state.done, state.live, kernel)
-        return self.run(state, kernel) if live <= state.live and peak <= state.peak else None
 
     def _if_it_frees(self, state: _State, kernel: int) -> _State | None:
         """Run a kernel that frees more than it takes, or leaves nothing; or that does so with its only reader.
@@ -303,7 +353,7 @@ class _Model:
         The peak is None where more down-sets than allowed would have to be looked at.
         """
         numbers = count()
-        start = self._settle(self.start(), self._if_free)
+        start = self._relax(self.start())
         queue = [(start.peak, next(numbers), start)]
         seen: set[int] = set()
         while queue:
@@ -318,7 +368,7 @@ class _Model:
             if len(seen) > most_sets:
                 break
             for kernel in state.ready:
-                after = self._settle(self.run(state, kernel), self._if_free)
+                after = self._relax(self.run(state, kernel))
                 if after.done not in seen:
                     heapq.heappush(queue, (after.peak, next(numbers), after))
         return None, None

@@ -111,11 +111,14 @@ class _Body:
         buffers: list[Buffer] = []
 
         def position(old: int, written: bool) -> int:
+            # A part of a concatenation that is read for another part is the same buffer, read and written.
             operand, buffer = self.source.kernel.operands[old], self.source.buffers[old]
-            if (buffer, written) not in [(b, o.written) for b, o in zip(buffers, operands, strict=True)]:
+            known = [(b, o.written) for b, o in zip(buffers, operands, strict=True)]
+            if (buffer, written) not in known:
                 operands.append(replace(operand, written=written))
                 buffers.append(buffer)
-            return buffers.index(buffer)
+                return len(buffers) - 1
+            return known.index((buffer, written))
 
         statements: list[Statement] = []
         for name, store in self.stored.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import os
+import re
 import struct
 import sys
 import threading
@@ -17,6 +18,7 @@ from graphc_runtime.errors import BuildError
 _loaded: dict[str, ModuleType] = {}
 _lock = threading.Lock()
 
+_KEY = re.compile(r"_[0-9a-f]{16}$")
 _ELF_MAGIC = b"\x7fELF"
 _ELF_HEADER_BYTES = 64
 
@@ -24,7 +26,8 @@ _ELF_HEADER_BYTES = 64
 def load_extension(path: Path) -> tuple[Any, Any]:
     """Return ``(ffi, lib)`` of a cffi extension; the same path gives the same objects every time.
 
-    The module's name is the file name up to its first dot.
+    The module's name is the file name up to its first dot, without the 16 digits of a build's key: builds with
+    the same functions differ in their files only.
 
     Raises:
         BuildError: the file is missing, truncated, made for another processor, or not such an extension.
@@ -38,7 +41,7 @@ def load_extension(path: Path) -> tuple[Any, Any]:
 
 
 def _import(place: str) -> ModuleType:
-    name = os.path.basename(place).partition(".")[0]
+    name = _KEY.sub("", os.path.basename(place).partition(".")[0])
     try:
         _check_elf(place)
         loader = importlib.machinery.ExtensionFileLoader(name, place)
