@@ -304,16 +304,19 @@ __global__ void read_unwritten(float *out)
     out[64 + threadIdx.x] = static_cast<float>(wide[threadIdx.x]);
 }
 
-__global__ void read_shared_at(float *out, int place)
+template <int THREADS> __global__ void read_shared_at(float *out, int place)
 {
-    GC_SHARED(float, tile, [64]);
+    GC_SHARED(float, tile, [THREADS]);
     tile[threadIdx.x] = 1;
     __syncthreads();
     const float *const begin = tile;
-    out[threadIdx.x] = begin[threadIdx.x + place];
+    out[threadIdx.x] = begin[static_cast<int>(threadIdx.x) + place];
 }
 
-__global__ void read_at(const float *in, float *out, int place) { out[threadIdx.x] = in[threadIdx.x + place]; }
+__global__ void read_at(const float *in, float *out, int place)
+{
+    out[threadIdx.x] = in[static_cast<int>(threadIdx.x) + place];
+}
 
 __global__ void part_ways(float *out)
 {
@@ -350,7 +353,7 @@ static void mistake(const char *name, int number)
     CHECK(cudaMemset(out, 0, 128 * sizeof(float)));
     if (reads) GC_LAUNCH(reverse, 1, 64, nullptr, in, out, number);
     if (strcmp(name, "read_unwritten") == 0) GC_LAUNCH(read_unwritten, 2, 64, nullptr, out);
-    if (strcmp(name, "read_shared_at") == 0) GC_LAUNCH(read_shared_at, 1, 64, nullptr, out, number);
+    if (strcmp(name, "read_shared_at") == 0) GC_LAUNCH((read_shared_at<64>), 1, 64, nullptr, out, number);
     if (strcmp(name, "read_at") == 0) GC_LAUNCH(read_at, 1, 64, nullptr, in, out, number);
     if (strcmp(name, "part_ways") == 0) GC_LAUNCH(part_ways, dim3(1, 2), dim3(8, 8), nullptr, out);
     if (strcmp(name, "leave_early") == 0) GC_LAUNCH(leave_early, 1, 64, nullptr, out, number);

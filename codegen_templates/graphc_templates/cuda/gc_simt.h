@@ -15,7 +15,7 @@
 //
 //   GC_SIMT_DEBUG         threads run in a random order, and shared memory starts as NaNs
 //   GC_SIMT_SEED=n        (macro or environment variable) the seed of that order, 1 by default
-//   GC_SIMT_FAIL_AFTER=n  (macro or environment variable) the n-th cudaMalloc or launch fails
+//   GC_SIMT_FAIL_AFTER=n  (macro or environment variable) the n-th allocation or launch (of a graph, too) fails
 //   GC_SIMT_REPORT=f      what is called with the text of an error instead of printing it and aborting
 //   GC_SIMT_STACK=bytes   of every thread
 //   GC_SIMT_UCONTEXT      switches fibres by <ucontext.h>, which is there for processors without a switch below
@@ -887,9 +887,9 @@ GC_SIMT_REDUCE(int)
 
 // ---- 8. Shared memory ------------------------------------------------------------------------------------------
 //
-// A shared array is a static variable: blocks run one after the other, so one array serves all, and sanitizers put
-// gaps around it. As on the device, it holds at first what the last block left; in debug mode NaNs, from the moment
-// when the first thread of the block meets the declaration, which is before any thread can use the array.
+// A shared array is a static variable: blocks run one after the other, so one array serves all. As on the device, it
+// holds at first what the last block left; in debug mode NaNs, from the moment when the first thread of the block
+// meets the declaration, which is before any thread can use the array.
 
 namespace gc_simt {
 
@@ -917,16 +917,42 @@ inline void enter_shared(void *memory, size_t bytes, const char *name, unsigned 
 // A compiler that sees no address of an array leave the function could keep elements in registers across a barrier.
 inline void escape(void *memory) { asm volatile("" : : "r"(memory) : "memory"); }
 
+// What lies around an array is forbidden. AddressSanitizer does that for static variables by itself, but not in
+// templates, whose variables the linker may take from another translation unit.
+constexpr size_t gap_bytes = 64;
+inline void forbid_gaps(const void *before, const void *after)
+{
+#ifdef GC_SIMT_ASAN
+    __asan_poison_memory_region(before, gap_bytes);
+    __asan_poison_memory_region(after, gap_bytes);
+#else
+    (void)before, (void)after;
+#endif
+}
+
 } // namespace gc_simt
+
+#ifdef GC_SIMT_ASAN
+#define GC_SIMT_ARRAY(type, name, extents)                                                                          \
+    static struct {                                                                                                 \
+        alignas(gc_simt::gap_bytes) char before[gc_simt::gap_bytes];                                                \
+        type array extents;                                                                                         \
+        char after[gc_simt::gap_bytes];                                                                             \
+    } gc_simt_guarded_##name;                                                                                       \
+    gc_simt::forbid_gaps(gc_simt_guarded_##name.before, gc_simt_guarded_##name.after);                              \
+    auto &name = gc_simt_guarded_##name.array
+#else
+#define GC_SIMT_ARRAY(type, name, extents) static type name extents
+#endif
 
 #ifdef GC_SIMT_DEBUG
 #define GC_SHARED(type, name, extents)                                                                              \
-    static type name extents;                                                                                       \
+    GC_SIMT_ARRAY(type, name, extents);                                                                             \
     static unsigned long long gc_simt_serial_##name = 0;                                                            \
     gc_simt::enter_shared(&name, sizeof name, #name, gc_simt_serial_##name)
 #else
 #define GC_SHARED(type, name, extents)                                                                              \
-    static type name extents;                                                                                       \
+    GC_SIMT_ARRAY(type, name, extents);                                                                             \
     gc_simt::escape(&name)
 #endif
 
@@ -1472,7 +1498,7 @@ inline cudaError_t status(cudaError_t error)
     return error;
 }
 
-// Whether this cudaMalloc or launch is the one that shall fail. Counting starts anew whenever the wish changes.
+// Whether this allocation or launch is the one that shall fail. Counting starts anew whenever the wish changes.
 inline bool shall_fail()
 {
     const char *const text = getenv("GC_SIMT_FAIL_AFTER");
