@@ -15,7 +15,7 @@
 //
 //   GC_SIMT_DEBUG         threads run in a random order, and shared memory starts as NaNs
 //   GC_SIMT_SEED=n        (macro or environment variable) the seed of that order, 1 by default
-//   GC_SIMT_FAIL_AFTER=n  (macro or environment variable) the n-th cudaMalloc or launch fails
+//   GC_SIMT_FAIL_AFTER=n  (macro or environment variable) the n-th allocation or launch (of a graph, too) fails
 //   GC_SIMT_REPORT=f      what is called with the text of an error instead of printing it and aborting
 //   GC_SIMT_STACK=bytes   of every thread
 //   GC_SIMT_UCONTEXT      switches fibres by <ucontext.h>, which is there for processors without a switch below
@@ -88,7 +88,7 @@
 // The place of a call, as default arguments: a barrier knows the source line that it stands in without a macro.
 #define GC_SIMT_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-// ---- 1. The language: qualifiers and vector types ---------------------------------------------------------------
+// ---- 1. The language: qualifiers and vector types --------------------------------------------------------------
 
 // Where code and data live is all the same here. __noinline__ is missing: libstdc++ uses that word itself.
 #define __global__
@@ -119,7 +119,7 @@ struct dim3 {
     constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
 };
 
-// ---- 2. Where a thread finds itself: threadIdx and its kin --------------------------------------------------------
+// ---- 2. Where a thread finds itself: threadIdx and its kin -----------------------------------------------------
 
 constexpr int warpSize = 32;
 
@@ -142,7 +142,7 @@ GC_SIMT_STATE const uint3 &blockIdx = gc_simt::here.block;
 GC_SIMT_STATE const dim3 &blockDim = gc_simt::here.block_dim;
 GC_SIMT_STATE const dim3 &gridDim = gc_simt::here.grid_dim;
 
-// ---- 3. Fibres: stacks and the switch between them ----------------------------------------------------------------
+// ---- 3. Fibres: stacks and the switch between them -------------------------------------------------------------
 //
 // A thread that waits must keep its local variables, so it keeps its stack. A fibre is a stack with the place where
 // its code goes on. The idea is Conway's coroutine (1963, "Design of a separable transition-diagram compiler").
@@ -233,9 +233,10 @@ inline GC_SIMT_OPAQUE void switch_fibre(fibre *from, fibre *to)
                  : "+r"(save), "+r"(target)
                  :
                  : "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16",
-                   "x17", "x19", "x20", "x21", "x22", "x23", "x24", "x25", "x26", "x27", "x28", "x30", "v0", "v1", "v2",
-                   "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17",
-                   "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31",
+                   "x17", "x19", "x20", "x21", "x22", "x23", "x24", "x25", "x26", "x27", "x28", "x30", "v0", "v1",
+                   "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16",
+                   "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28", "v29", "v30",
+                   "v31",
                    "cc", "memory");
 #endif
     arrive(from);
@@ -318,7 +319,7 @@ GC_SIMT_STATE fibre_pool pool{};
 
 } // namespace gc_simt
 
-// ---- 4. Errors of a kernel ----------------------------------------------------------------------------------------
+// ---- 4. Errors of a kernel -------------------------------------------------------------------------------------
 //
 // What a kernel does wrong has no error code on a device: it hangs, or its results are undefined. Here it is
 // reported with names and lines, and the program ends. A test may define GC_SIMT_REPORT as a function of its own;
@@ -362,7 +363,7 @@ struct message {
     message &add(const char *plain) { return add("%s", plain); }
 };
 
-// ---- 5. The scheduler: which thread runs next -----------------------------------------------------------------------
+// ---- 5. The scheduler: which thread runs next ------------------------------------------------------------------
 //
 // Threads are started one after the other, and most end without waiting for anybody. So a fibre starts a thread, and
 // when that has ended, the next: a kernel without barriers runs as a loop on one fibre. Only when a thread waits must
@@ -373,9 +374,9 @@ struct message {
 // What is known of a thread that waits.
 struct waiting_thread {
     uint3 index;
-    fibre *on; // null: this thread does not wait
-    site where;
-    unsigned mask; // of a warp's function, 0 at a barrier
+    unsigned mask;     // of a warp's function, 0 at a barrier
+    fibre *on;         // null: this thread does not wait
+    const site *where; // on the stack of this thread, as is the operand
     void *operand;
 };
 
@@ -391,13 +392,14 @@ struct block_state {
 
     // of the block
     unsigned current, started; // the number of the thread that runs; how many ran or run
-    uint3 upcoming;            // the index of the thread that is started next
+    unsigned next_y, next_z, next_x; // the index of the thread that is started next
+    unsigned waiting_count;
     waiting_thread waiting[most_threads];
     unsigned waiting_lanes[most_threads / lanes_of_warp]; // of each warp, those that wait in functions of the warp
     unsigned ready[most_threads], ready_first, ready_count; // a ring of numbers
     unsigned order[most_threads];                           // in which threads are started (debug mode)
-    site barrier;
-    unsigned arrived, votes, result;
+    const site *barrier; // where the first of them waits
+    unsigned arrived, votes, result; // of the barrier
     bool mixed; // some threads wait at one barrier and some at another
     size_t shared_bytes;
 };
@@ -450,10 +452,12 @@ inline bool next_thread()
     here.thread = index_of(thread);
 #else
     now.current = now.started;
-    here.thread = now.upcoming;
-    if (++now.upcoming.x == here.block_dim.x) { // counted, since divisions would cost more than all the rest
-        now.upcoming.x = 0;
-        if (++now.upcoming.y == here.block_dim.y) now.upcoming = {0, 0, now.upcoming.z + 1};
+    here.thread.x = now.next_x; // counted, since divisions would cost more than all the rest
+    here.thread.y = now.next_y;
+    here.thread.z = now.next_z;
+    if (++now.next_x == here.block_dim.x) {
+        now.next_x = 0;
+        if (++now.next_y == here.block_dim.y) now.next_y = 0, now.next_z++;
     }
 #endif
     now.started++;
@@ -491,11 +495,10 @@ inline void run_another()
         here.thread = t.index;
         to = t.on;
         t.on = nullptr;
+        now.waiting_count--;
     } else {
+        if (now.waiting_count > 0) report_stuck();
         to = &host;
-        for (unsigned k = 0; k < now.threads; k++) {
-            if (now.waiting[k].on) report_stuck();
-        }
     }
     if (to != from) switch_fibre(from, to);
 }
@@ -511,15 +514,19 @@ inline void fibre_main()
     }
 }
 
-inline waiting_thread &wait_at(const site &where, unsigned mask, void *operand)
+inline void wait_at(const site &where, unsigned mask, void *operand)
 {
     if (!now.in_kernel) {
         fprintf(stderr, "graphc's emulator: %s outside a kernel, at %s:%d\n", where.name, where.file, where.line);
         abort();
     }
     waiting_thread &t = now.waiting[now.current];
-    t = {here.thread, running, where, mask, operand};
-    return t;
+    t.index = here.thread;
+    t.mask = mask;
+    t.on = running;
+    t.where = &where;
+    t.operand = operand;
+    now.waiting_count++;
 }
 
 inline void start_message(message &text, const char *what)
@@ -558,12 +565,12 @@ inline void report_stuck()
         const waiting_thread &t = now.waiting[k];
         const auto together = [&t](unsigned other) {
             const waiting_thread &o = now.waiting[other];
-            return o.on && o.mask == t.mask && o.where == t.where;
+            return o.on && o.mask == t.mask && *o.where == *t.where;
         };
         bool first = t.on;
         for (unsigned before = 0; before < k && first; before++) first = !together(before);
         if (!first) continue;
-        text.add("  threads that wait for others in %s at %s:%d", t.where.name, t.where.file, t.where.line);
+        text.add("  threads that wait for others in %s at %s:%d", t.where->name, t.where->file, t.where->line);
         if (t.mask) text.add(", mask 0x%08x", t.mask);
         text.add(": ");
         add_threads(text, together);
@@ -585,7 +592,7 @@ inline void run_block()
 {
     now.serial++;
     now.started = now.ready_first = now.ready_count = now.arrived = now.votes = 0;
-    now.upcoming = {0, 0, 0};
+    now.next_x = now.next_y = now.next_z = now.waiting_count = 0;
     now.mixed = false;
     now.shared_bytes = 0;
 #ifdef GC_SIMT_DEBUG
@@ -600,7 +607,7 @@ inline void run_block()
     pool.reset();
 }
 
-// Runs the blocks of a grid in the order of their numbers; `body` is what one thread does. Says whether all went well.
+// Runs the blocks of a grid in the order of their numbers; `body` is what one thread does. Says whether it went well.
 template <class Body>
 bool run_grid(const char *kernel, const site &launch, dim3 grid, dim3 block, const Body &body)
 {
@@ -626,7 +633,7 @@ bool run_grid(const char *kernel, const site &launch, dim3 grid, dim3 block, con
     return !now.given_up;
 }
 
-// ---- 6. Barriers of a block -----------------------------------------------------------------------------------------
+// ---- 6. Barriers of a block ------------------------------------------------------------------------------------
 //
 // CUDA allows a barrier in a branch only if all threads of the block take it. So the threads must meet in one line of
 // the source, and none may have ended. (Devices since Volta count threads that have ended as having arrived; the
@@ -635,8 +642,8 @@ bool run_grid(const char *kernel, const site &launch, dim3 grid, dim3 block, con
 inline unsigned wait_for_block(const site &where, bool vote)
 {
     wait_at(where, 0, nullptr);
-    if (now.arrived == 0) now.barrier = where;
-    else if (!(now.barrier == where)) now.mixed = true;
+    if (now.arrived == 0) now.barrier = &where;
+    else if (!(*now.barrier == where)) now.mixed = true;
     now.arrived++;
     now.votes += vote;
     if (now.arrived == now.threads && !now.mixed) {
@@ -672,11 +679,11 @@ inline void __threadfence() { asm volatile("" ::: "memory"); }
 inline void __threadfence_block() { asm volatile("" ::: "memory"); }
 inline void __threadfence_system() { asm volatile("" ::: "memory"); }
 
-// ---- 7. Functions of a warp -------------------------------------------------------------------------------------------
+// ---- 7. Functions of a warp ------------------------------------------------------------------------------------
 //
-// All lanes that the mask names must call the same function, from one line, with the same mask. Each brings an operand,
-// a structure on its stack; the last that arrives computes the results of all, and then all go on. (Every stack is
-// ordinary memory, so that one thread can write into another's.)
+// All lanes that the mask names must call the same function, from one line, with the same mask. Each brings an
+// operand, a structure on its stack; the last that arrives computes the results of all, and then all go on. (Every
+// stack is ordinary memory, so that one thread can write into another's.)
 
 namespace gc_simt {
 
@@ -695,7 +702,7 @@ inline unsigned existing_lanes()
 
 inline void wait_for_warp(const site &where, unsigned mask, void *operand, finish_function finish)
 {
-    const waiting_thread &self = wait_at(where, mask, operand);
+    wait_at(where, mask, operand);
     const unsigned warp = now.current / lanes_of_warp, first = warp * lanes_of_warp, needed = mask & existing_lanes();
     if (!(mask >> lane() & 1)) {
         message text;
@@ -709,7 +716,7 @@ inline void wait_for_warp(const site &where, unsigned mask, void *operand, finis
     for (unsigned k = 0; k < lanes_of_warp && complete; k++) {
         if (!(needed >> k & 1)) continue;
         const waiting_thread &other = now.waiting[first + k];
-        complete = other.mask == mask && other.where == self.where;
+        complete = other.mask == mask && *other.where == where;
         operands[k] = other.operand;
     }
     if (complete) {
@@ -878,11 +885,11 @@ GC_SIMT_REDUCE(unsigned)
 GC_SIMT_REDUCE(int)
 #undef GC_SIMT_REDUCE
 
-// ---- 8. Shared memory -------------------------------------------------------------------------------------------------
+// ---- 8. Shared memory ------------------------------------------------------------------------------------------
 //
-// A shared array is a static variable: blocks run one after the other, so one array serves all, and sanitizers put
-// gaps around it. As on the device, it holds at first what the last block left; in debug mode NaNs, from the moment when
-// the first thread of the block meets the declaration, which is before any thread can use the array.
+// A shared array is a static variable: blocks run one after the other, so one array serves all. As on the device, it
+// holds at first what the last block left; in debug mode NaNs, from the moment when the first thread of the block
+// meets the declaration, which is before any thread can use the array.
 
 namespace gc_simt {
 
@@ -910,20 +917,46 @@ inline void enter_shared(void *memory, size_t bytes, const char *name, unsigned 
 // A compiler that sees no address of an array leave the function could keep elements in registers across a barrier.
 inline void escape(void *memory) { asm volatile("" : : "r"(memory) : "memory"); }
 
+// What lies around an array is forbidden. AddressSanitizer does that for static variables by itself, but not in
+// templates, whose variables the linker may take from another translation unit.
+constexpr size_t gap_bytes = 64;
+inline void forbid_gaps(const void *before, const void *after)
+{
+#ifdef GC_SIMT_ASAN
+    __asan_poison_memory_region(before, gap_bytes);
+    __asan_poison_memory_region(after, gap_bytes);
+#else
+    (void)before, (void)after;
+#endif
+}
+
 } // namespace gc_simt
+
+#ifdef GC_SIMT_ASAN
+#define GC_SIMT_ARRAY(type, name, extents)                                                                          \
+    static struct {                                                                                                 \
+        alignas(gc_simt::gap_bytes) char before[gc_simt::gap_bytes];                                                \
+        type array extents;                                                                                         \
+        char after[gc_simt::gap_bytes];                                                                             \
+    } gc_simt_guarded_##name;                                                                                       \
+    gc_simt::forbid_gaps(gc_simt_guarded_##name.before, gc_simt_guarded_##name.after);                              \
+    auto &name = gc_simt_guarded_##name.array
+#else
+#define GC_SIMT_ARRAY(type, name, extents) static type name extents
+#endif
 
 #ifdef GC_SIMT_DEBUG
 #define GC_SHARED(type, name, extents)                                                                              \
-    static type name extents;                                                                                       \
+    GC_SIMT_ARRAY(type, name, extents);                                                                             \
     static unsigned long long gc_simt_serial_##name = 0;                                                            \
     gc_simt::enter_shared(&name, sizeof name, #name, gc_simt_serial_##name)
 #else
 #define GC_SHARED(type, name, extents)                                                                              \
-    static type name extents;                                                                                       \
+    GC_SIMT_ARRAY(type, name, extents);                                                                             \
     gc_simt::escape(&name)
 #endif
 
-// ---- 9. Arithmetic and atomics ------------------------------------------------------------------------------------------
+// ---- 9. Arithmetic and atomics ---------------------------------------------------------------------------------
 //
 // Functions with the device's names. <math.h> has the rest; its last bits differ from the device's. Compile with
 // -ffp-contract=off: these are rounded one by one, as their names say.
@@ -1054,7 +1087,7 @@ template <class T> T atomicExch(T *address, typename gc_simt::same_type<T>::type
     return gc_simt::replace(address, [=](T) { return value; });
 }
 
-// ---- 10. Formats of 16 bits, and matrix fragments -------------------------------------------------------------------------
+// ---- 10. Formats of 16 bits, and matrix fragments --------------------------------------------------------------
 
 namespace gc_simt {
 
@@ -1083,7 +1116,7 @@ inline float from_half(uint16_t half_word)
 {
     const uint32_t sign = (half_word & 0x8000u) << 16, magnitude = half_word & 0x7fffu;
     if (magnitude >= 0x7c00) return same_bits<float>(sign | 0x7f800000u | (magnitude & 0x3ff) << 13);
-    const float scaled = same_bits<float>(magnitude << 13) * 0x1p112f; // moves the exponent's bias, zeros before it too
+    const float scaled = same_bits<float>(magnitude << 13) * 0x1p112f; // the exponent's other bias, 127 - 15
     return same_bits<float>(sign | same_bits<uint32_t>(scaled));
 }
 
@@ -1237,11 +1270,11 @@ void mma_sync(fragment<accumulator, M, N, K, float> &d, const fragment<matrix_a,
 } // namespace wmma
 } // namespace nvcuda
 
-// ---- 11. Asynchronous copies ------------------------------------------------------------------------------------------------
+// ---- 11. Asynchronous copies -----------------------------------------------------------------------------------
 //
-// What <cuda_pipeline.h> has: a thread asks for copies into shared memory, ends a batch of them with commit, and waits
-// until at most some batches are left. The device copies at any time between; so at once is right, and so is as late as
-// possible. In debug mode it is late, with NaNs until then.
+// What <cuda_pipeline.h> has: a thread asks for copies into shared memory, ends a batch of them with commit, and
+// waits until at most some batches are left. The device copies at any time between; so at once is right, and so is as
+// late as possible. In debug mode it is late, with NaNs until then.
 
 namespace gc_simt {
 
@@ -1321,7 +1354,7 @@ inline void __pipeline_wait_prior(size_t left)
 #endif
 }
 
-// ---- 12. The runtime: errors, memory, streams, events, graphs -----------------------------------------------------------------
+// ---- 12. The runtime: errors, memory, streams, events, graphs --------------------------------------------------
 
 // Names, numbers and texts are CUDA's.
 #define GC_SIMT_ERRORS(X)                                                                                           \
@@ -1356,7 +1389,7 @@ inline void __pipeline_wait_prior(size_t left)
     X(cudaErrorUnknown, 999, "unknown error")
 
 #define GC_SIMT_NAME(name, number, text) name = number,
-enum cudaError_t { GC_SIMT_ERRORS(GC_SIMT_NAME) };
+enum cudaError_t : int { GC_SIMT_ERRORS(GC_SIMT_NAME) };
 #undef GC_SIMT_NAME
 
 inline const char *cudaGetErrorName(cudaError_t error)
@@ -1375,7 +1408,7 @@ inline const char *cudaGetErrorString(cudaError_t error)
 }
 #undef GC_SIMT_ERRORS
 
-enum cudaMemcpyKind {
+enum cudaMemcpyKind : int { // with a type, so that other values may be asked for and refused
     cudaMemcpyHostToHost,
     cudaMemcpyHostToDevice,
     cudaMemcpyDeviceToHost,
@@ -1465,7 +1498,7 @@ inline cudaError_t status(cudaError_t error)
     return error;
 }
 
-// Whether this cudaMalloc or launch is the one that shall fail. Counting starts anew whenever the wish changes.
+// Whether this allocation or launch is the one that shall fail. Counting starts anew whenever the wish changes.
 inline bool shall_fail()
 {
     const char *const text = getenv("GC_SIMT_FAIL_AFTER");
@@ -1567,15 +1600,15 @@ inline cudaError_t cudaGetLastError()
 }
 
 // Memory. Which kind a pointer is of is not checked: all of it is the host's.
-constexpr unsigned cudaMemAttachGlobal = 1;
-template <class T> cudaError_t cudaMalloc(T **memory, size_t bytes);
-template <class T> cudaError_t cudaMallocManaged(T **memory, size_t bytes, unsigned = cudaMemAttachGlobal)
-{
-    return cudaMalloc(memory, bytes);
-}
 template <class T> cudaError_t cudaMalloc(T **memory, size_t bytes)
 {
     return gc_simt::allocate(gc_simt::runtime.device, reinterpret_cast<void **>(memory), bytes);
+}
+// Managed memory, which host and device see, is that of the device here.
+constexpr unsigned cudaMemAttachGlobal = 1;
+template <class T> cudaError_t cudaMallocManaged(T **memory, size_t bytes, unsigned = cudaMemAttachGlobal)
+{
+    return cudaMalloc(memory, bytes);
 }
 template <class T> cudaError_t cudaHostAlloc(T **memory, size_t bytes, unsigned)
 {
@@ -1675,6 +1708,7 @@ template <class Kernel> cudaError_t cudaFuncSetAttribute(Kernel *kernel, cudaFun
 // Streams. Work is done when it is submitted, so there is never anything to wait for.
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 {
+    if (stream) *stream = nullptr;
     if (!stream || flags > cudaStreamNonBlocking) return gc_simt::status(cudaErrorInvalidValue);
     *stream = new gc_simt_stream;
     (*stream)->flags = flags;
@@ -1812,6 +1846,7 @@ inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureS
 }
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph, unsigned long long = 0)
 {
+    if (executable) *executable = nullptr;
     if (!executable || !graph) return gc_simt::status(cudaErrorInvalidValue);
     *executable = new gc_simt_executable{
         std::make_shared<const std::vector<std::function<void()>>>(graph->nodes)};
@@ -1838,7 +1873,7 @@ inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable)
     return gc_simt::status(cudaSuccess);
 }
 
-// ---- 13. Launches ---------------------------------------------------------------------------------------------------------------
+// ---- 13. Launches ----------------------------------------------------------------------------------------------
 
 namespace gc_simt {
 
@@ -1853,7 +1888,8 @@ inline cudaError_t check_launch(dim3 grid, dim3 block)
 
 // Runs a kernel, or makes a node of it that keeps the arguments of this moment.
 template <class Kernel, class... A>
-void launch(const char *name, const site &place, dim3 grid, dim3 block, cudaStream_t stream, Kernel kernel, A... values)
+void launch(
+    const char *name, const site &place, dim3 grid, dim3 block, cudaStream_t stream, Kernel kernel, A... values)
 {
     if (runtime.broken || status(check_launch(grid, block)) != cudaSuccess) return;
     submit(stream, [=] {
