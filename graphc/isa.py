@@ -76,7 +76,7 @@ def isa_named(name: str) -> Isa:
     Raises:
         RangeError: there is none.
     """
-    known = {**ISAS, SMALL.name: SMALL}
+    known = {**ISAS, SMALL.name: SMALL, SIMT.name: SIMT}
     if name not in known:
         raise RangeError(f"isa {name!r} is unknown; there are {', '.join(known)}")
     return known[name]

@@ -107,6 +107,8 @@ class _CudaEmitter(Emitter):
             context = update_context(self.program, spec, self.optimizer)
             update = _render("update", block=_BLOCK, grid=_grid, **context)
         common = {**self._common(entries_text), "stack": 0, "device": True, "block": _BLOCK}
+        if self.graph:
+            common["weights_functions"] = render_c("weights", **common)
         entry_texts = indent(_render("entries", update=update, **common)).strip("\n")
         kernels = [f.text for f in self.functions.values()]
         body = "\n".join([*kernels, entry_texts])

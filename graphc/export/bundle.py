@@ -16,6 +16,7 @@ import numpy as np
 from graphc.artifact import make_manifest
 from graphc.build import BuildOptions, build_extension
 from graphc.emit.c import Emitted, emit_c, emit_levels
+from graphc.emit.cuda import emit_cuda, emulator
 from graphc.emit.levels import Level as CLevel
 from graphc.emit.libm import library_calls
 from graphc.errors import GraphError
@@ -109,6 +110,9 @@ def make_bundle(
     if len(targets) > 1 and single_file:
         raise GraphError("export: code for several levels is in files of its own; it cannot be a single file")
     request = replace(request, frozen=True)
+    device = targets[0].device
+    if device:
+        request = replace(request, target="cuda", rewrites=replace(request.rewrites, pool=False))
     if not train:
         request = replace(
             request, loss=None, optimizer=None, metrics={}, memory_budget=None, keep_gradients=True
@@ -131,7 +135,12 @@ def make_bundle(
     if train:
         records.append(_recorded_training(module, _entry(first.program, "train_step"), inputs, batch))
     program = _as_loaded(first, train)
-    emitted = emit_c(program, optimizer, graph=graph, single_file=single_file)
+    if device:
+        emitted = emit_cuda(program, optimizer, graph=graph)
+        program = replace(program, arena_bytes=emitted.arena_bytes)
+        emitted = replace(emitted, sources={**emitted.sources, **emulator()})
+    else:
+        emitted = emit_c(program, optimizer, graph=graph, single_file=single_file)
     bundle = Bundle(
         targets[0], program, emitted, graph, weights, tuple(records),
         {entry.name: first.plans[entry.name] for entry in program.entries},
@@ -139,7 +148,7 @@ def make_bundle(
     )  # fmt: skip
     if len(targets) > 1:
         bundle = _with_levels(bundle, targets, compiled, optimizer)
-    called = library_calls(bundle.sources.values())
+    called = [] if device else library_calls(bundle.sources.values())
     if called and not libm:
         raise GraphError(
             f"export: {request.name} calls {', '.join(called)} of the C library's mathematics; without it there are "

@@ -31,6 +31,7 @@ class Target:
     optimise: str = "-O3"
     flash: str = ""  # of a processor without an operating system: what the linker may use, and of RAM
     ram: str = ""
+    device: bool = False  # a GPU's, programmed in CUDA
     features: tuple[str, ...] | None = (
         None  # of a level that a processor may be asked for, beyond the first level's
     )
@@ -64,6 +65,7 @@ TARGETS = {
             "node --no-warnings run.mjs", "llvm-ar", "-Wl,-z,stack-size=262144",
         ),
         Target("riscv64", "sse2", (_CONTRACT,), "riscv64-linux-gnu-gcc", "qemu-riscv64 -L /usr/riscv64-linux-gnu"),
+        Target("cuda", "simt", (), device=True),
         Target(
             "cortex-m4", "m4",
             ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16", "-ffunction-sections",

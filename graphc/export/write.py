@@ -24,6 +24,7 @@ _SHOWN = 10  # values that the example prints of an output
 _EMBEDDINGS = ("file", "c", "object")
 _WORDS_IN_LINE = 8
 _HOSTED = ("example.c", "check.c", "Makefile", "CMakeLists.txt")
+_ARCHITECTURES = ("80", "90")  # of GPUs; others are named when building
 _BARE = ("check.c", "startup.c", "semihosting.h", "memory.ld", "Makefile")
 _MORE_STACK = 512  # of a program without an operating system, beyond what the library takes
 VERSION = "1.0.0"
@@ -100,8 +101,12 @@ def _files(bundle: Bundle, weights: str) -> dict[str, str | bytes]:
             for key, array in arrays.items():
                 files[_file(record, kind, key)] = np.ascontiguousarray(array).tobytes()
     context = _context(bundle, weights)
-    files[f"{name}.hpp"] = render("wrapper.hpp", context)
-    if bundle.target.bare:
+    if not bundle.target.device:
+        files[f"{name}.hpp"] = render("wrapper.hpp", context)
+    if bundle.target.device:
+        files |= {file: render(file, context) for file in ("example.c", "check.c")}
+        files |= {file: render(f"device/{file}", context) for file in ("Makefile", "CMakeLists.txt")}
+    elif bundle.target.bare:
         files |= {file: render(f"bare/{file}", context) for file in _BARE}
     else:
         files |= {file: render(file, context) for file in _HOSTED}
@@ -136,21 +141,22 @@ def _context(bundle: Bundle, weights: str) -> dict[str, Any]:
     name, upper = program.name, program.name.upper()
     entries = {entry.name: entry for entry in program.entries}
     records = [_record(bundle, record, entries[record.entry]) for record in bundle.records]
-    sources = [file for file in bundle.sources if file.endswith(".c")]
+    sources = [file for file in bundle.sources if file.endswith((".c", ".cu"))]
     sources += {"c": [f"{name}_weights.c"], "object": [f"{name}_weights.S"]}.get(weights, [])
     elements = {
         "params": program.params_size, "grads": program.grads_size, "slots": program.slots_size,
         "state": program.states_size, "folded": program.folded_size,
     }  # fmt: skip
-    blocks = (
-        [{"name": b, "macro": b.upper()} for b, count in elements.items() if count] if bundle.trains else []
-    )
+    if target.device:  # has its own memory, to which weights are copied
+        elements["frozen"] = program.frozen_size
+    kept = elements if bundle.trains or target.device else {}
+    blocks = [{"name": b, "macro": b.upper()} for b, count in kept.items() if count]
     if target.bare:  # no room for what only inference after training needs
         blocks, records = [b for b in blocks if b["name"] != "folded"], records[-1:]
     kinds = sorted({o["ctype"]: o for r in records for o in r["outputs"]}.items())
     plan = bundle.plans["train_step" if bundle.trains else "predict"]
     return {
-        **_target_context(bundle, sources),
+        **_target_context(bundle, sources), "memory_file": "device/memory.j2" if target.device else "memory.j2",
         "name": name, "upper": upper, "T": C_TYPE[program.dtype], "trains": bundle.trains,
         "folds": "fold" in entries, "blocks": blocks, "arena": program.arena_bytes, "embedded": weights != "file",
         "assembly": weights == "object", "record": records[-1], "records": records, "entry": records[-1]["entry"],
@@ -181,7 +187,8 @@ def _target_context(bundle: Bundle, sources: Sequence[str]) -> dict[str, Any]:
         "compiler": target.compiler, "flags": flags, "runner": target.runner, "archiver": target.archiver,
         "link_flags": target.link_flags, "flash": target.flash, "ram": target.ram, "bare": target.bare,
         "cmake_flags": ";".join(common), "openmp": "-fopenmp" if target.name == "native" else "",
-        "libraries": libraries,
+        "libraries": libraries, "device": target.device, "architectures": " ".join(_ARCHITECTURES),
+        "arch": " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in _ARCHITECTURES),
         "compile_line": f"{target.compiler or 'cc'} {flags} example.c {' '.join(sources)}{libraries} -o example",
     }  # fmt: skip
 
@@ -251,12 +258,10 @@ def _memory(bundle: Bundle, upper: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {"what": "weights file", "bytes": len(bundle.weights), "macro": f"{upper}_WEIGHTS_BYTES"},
         {"what": "context", "bytes": CONTEXT_BYTES, "macro": f"{upper}_CONTEXT_BYTES"},
-        {
-            "what": "stack of a call, at most",
-            "bytes": bundle.emitted.stack_bytes,
-            "macro": f"{upper}_STACK_BYTES",
-        },
     ]
+    if bundle.emitted.stack_bytes:
+        stack = {"bytes": bundle.emitted.stack_bytes, "macro": f"{upper}_STACK_BYTES"}
+        rows.append({"what": "stack of a call, at most", **stack})
     if bundle.trains:
         sizes = {
             "parameters": ("PARAMS", program.params_size), "gradients": ("GRADS", program.grads_size),
@@ -313,6 +318,8 @@ def _described(files: Mapping[str, object], name: str) -> list[tuple[str, str]]:
         "example.c": "a program that uses it",
         "check.c": "a program that compares it with its records in check/",
         "Makefile": "make and make check, and more that it tells",
+        f"{name}.cu": "kernels, and the functions that launch them",
+        "gc_simt.h": "takes a GPU's place where there is none: see EMULATED in the Makefile",
         "startup.c": "what runs before main",
         "semihosting.h": "how a program reports to a debugger or emulator",
         "memory.ld": "what goes into flash and RAM",
