@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from graphc.build.compiler import ask_version
 from graphc.errors import BuildError
@@ -20,12 +19,13 @@ _HINT = "Install NVIDIA's CUDA toolkit, name its compiler in NVCC, or use target
 
 @dataclass(frozen=True)
 class DeviceCompiler:
-    """The command that compiles a .cu file, its flags, what it is linked with, and its version."""
+    """The command that compiles a .cu file, its flags and version; and whether it links, or the C compiler does."""
 
     command: tuple[str, ...]
     flags: tuple[str, ...]
-    link: tuple[str, ...]
     version: str
+    libraries: tuple[str, ...] = ()
+    links: bool = False
 
 
 def device_compiler(target: str, optimisation: tuple[str, ...]) -> DeviceCompiler:
@@ -48,9 +48,7 @@ def _nvcc() -> DeviceCompiler:
     for number in numbers:
         flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
     flags += ["-gencode", f"arch=compute_{numbers[-1]},code=compute_{numbers[-1]}"]
-    library = Path(os.path.realpath(path)).parent.parent / "lib64"
-    link = (f"-L{library}", "-lcudart_static", "-lrt", "-ldl", "-lpthread", "-lstdc++")
-    return DeviceCompiler(command, tuple(flags), link, ask_version(command).version)
+    return DeviceCompiler(command, tuple(flags), ask_version(command).version, links=True)
 
 
 def _emulated(optimisation: tuple[str, ...]) -> DeviceCompiler:
@@ -69,7 +67,7 @@ def _emulated(optimisation: tuple[str, ...]) -> DeviceCompiler:
                 "-ffp-contract=off",
                 *optimisation,
             )
-            return DeviceCompiler(command, flags, ("-lstdc++",), ask_version(command).version)
+            return DeviceCompiler(command, flags, ask_version(command).version, ("-lstdc++",))
     raise BuildError(
         f"no C++ compiler was found for target 'cuda-emulated': {named or ', '.join(_CANDIDATES)} "
         f"(PATH={os.environ.get('PATH', '')!r}). Install one (Debian, Ubuntu: apt-get install g++) or name it in CXX."

@@ -264,8 +264,11 @@ def _commands(recipe: _Recipe, inputs: _Inputs, work: Path) -> tuple[dict[str, l
             head = [*device.command, *device.flags, *recipe.options.extra_flags]
         compiles[unit] = [*head, *special, "-c", unit, "-o", _object_of(unit)]
     objects = [_object_of(unit) for unit in sorted(units)]
-    libraries = ["-lm", *(device.link if device is not None else ())]
-    link = [*command, *flags, *recipe.link_flags, *objects, *libraries, "-o", f"../{recipe.product}"]
+    linker = [*command, *flags, *recipe.link_flags]
+    if device is not None and device.links:  # it knows where its runtime is
+        linker = [*device.command, "-shared"]
+    libraries = ["-lm", *(device.libraries if device is not None else ())]
+    link = [*linker, *objects, *libraries, "-o", f"../{recipe.product}"]
     return compiles, link
 
 
