@@ -30,7 +30,7 @@ from graphc.pipeline import FORK_US, Compiled, Dump, Request, compile_program, i
 from graphc.rewrites import ALL, Rewrites
 from graphc.translation import Translation
 from graphc.tuning import Store, Tuner, machine_of
-from graphc.types import check_dtype
+from graphc.types import DType, check_dtype
 from graphc_runtime.module import Module as RuntimeModule
 from graphc_runtime.profile import Profile
 
@@ -73,6 +73,8 @@ class Module(RuntimeModule):
         wheel: bool = False,
         overwrite: bool = False,
         libm: bool = True,
+        dtype: str | None = None,
+        threads: int = 1,
         build: BuildOptions | None = None,
     ) -> Path:
         """Write a folder that needs neither Python nor graphc: C source, weights, build files, example, self-check.
@@ -84,6 +86,7 @@ class Module(RuntimeModule):
         prefix of files and functions, ``batch`` the largest batch, both by default the module's; code for one sample
         has its batch written out. ``single_file`` puts all C into one. A bundle that is there is replaced only with
         ``overwrite``. ``wheel`` puts a Python wheel into the folder instead, which depends on NumPy and cffi alone.
+        ``dtype`` is ``"float32"`` or ``"float64"``, by default the module's, ``threads`` what a context starts with.
         Without ``libm`` nothing of the C library's mathematics is called, or the net is refused if it needs that.
         ``build`` says how code is built here, to fold weights and to record what a batch gives.
 
@@ -102,7 +105,9 @@ class Module(RuntimeModule):
             self._request,
             name=self.name if name is None else _checked_name(name),
             batch=self.batch if batch is None else _checked_batch(batch),
+            dtype=self._request.dtype if dtype is None else _checked_precision(dtype),
         )
+        _check_threads(threads)
         bundle = make_bundle(
             request,
             goals,
@@ -111,6 +116,7 @@ class Module(RuntimeModule):
             build=build or BuildOptions(),
             single_file=single_file,
             libm=libm,
+            threads=threads,
         )
         if wheel:
             return write_wheel(bundle, folder)
@@ -135,7 +141,7 @@ class Module(RuntimeModule):
         known = other.state_dict()
         other.load_state_dict({name: value for name, value in self.state_dict().items() if name in known})
         for name in other.constants:
-            other.constants[name] = self.constants[name]
+            other.constants[name] = self.constants[name].astype(other.constants[name].dtype)
 
 
 def compile(
@@ -262,7 +268,7 @@ def _check_device(target: str, **options: bool) -> None:
 
 def _check_threads(count: int) -> None:
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 1024:
-        raise RangeError(f"compile: threads must be an int in 1..1024, got {count!r}")
+        raise RangeError(f"threads must be an int in 1..1024, got {count!r}")
 
 
 def _checked_budget(budget: int | None, loss: Node | None) -> int | None:
@@ -382,6 +388,12 @@ def _checked_batch(batch: int) -> int:
     if not isinstance(batch, int) or isinstance(batch, bool) or not 1 <= batch <= 2**20:
         raise RangeError(f"compile: batch must be an int in 1..{2**20}, got {batch!r}")
     return batch
+
+
+def _checked_precision(dtype: str) -> DType:
+    if check_dtype(dtype) not in ("float32", "float64"):
+        raise RangeError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    return check_dtype(dtype)
 
 
 def _checked_name(name: str) -> str:

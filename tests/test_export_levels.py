@@ -169,3 +169,17 @@ def test_calls_are_told_from_other_names() -> None:
 def test_features_of_levels_grow() -> None:
     """A processor of a level has what every lower one needs."""
     assert np.all(np.diff([len(t.features) for t in TARGETS.values() if t.features is not None]) > 0)
+
+
+def test_precision_and_threads_are_chosen_when_exporting(tmp_path: Path) -> None:
+    """A module in float32 becomes one in float64, whose self-check has the bits of Python in float64."""
+    folder = net().export(tmp_path / "net", train=True, dtype="float64", threads=3)
+    header, source = (folder / "net.h").read_text(), (folder / "net.c").read_text()
+    assert "const double *x" in header and "float *" not in header
+    assert "context->threads = 3;" in source
+    assert run(folder, "make", "-s", "check").count("the same bits") == 2
+    with pytest.raises(RangeError, match=r"threads must be an int in 1\.\.1024"):
+        net().export(tmp_path / "none", threads=0)
+    with pytest.raises(RangeError, match="dtype must be 'float32' or 'float64', got 'int32'"):
+        net().export(tmp_path / "none", dtype="int32")
+    assert not (tmp_path / "none").exists()

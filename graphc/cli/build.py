@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="a Python wheel of inference in the folder, instead of the sources",
     )
+    add("--dtype", choices=("float32", "float64"), help="precision (default: the module's)")
+    add("--threads", type=int, default=1, help="that a context starts with (default: 1)")
     add(
         "--no-libm",
         action="store_true",
@@ -72,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     folder = module.export(
         options.out, train=options.train, target=options.target, weights=options.weights, name=options.name,
         batch=options.batch, single_file=options.single_file, wheel=options.wheel, overwrite=options.overwrite,
-        libm=not options.no_libm,
+        libm=not options.no_libm, dtype=options.dtype, threads=options.threads,
     )  # fmt: skip
     if options.wheel:
         print(f"{folder}: {folder.stat().st_size:,} bytes; next: pip install {folder}")

@@ -139,6 +139,22 @@ class Identifiers:
         return name
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What only the text of an exported module has: the digest of its graph, which its weights file must have.
+
+    ``single_file`` leaves the kernels of a large net in one file. ``public`` names the module whose functions choose
+    this one's. ``least_stack`` are bytes of stack that the header states at the least, ``threads`` those that a
+    context starts with.
+    """
+
+    graph: str = ""
+    single_file: bool = False
+    public: str = ""
+    least_stack: int = 0
+    threads: int = 1
+
+
 class Emitter:
     """Prints the kernels and the entry points of one program."""
 
@@ -148,17 +164,12 @@ class Emitter:
         optimizer: Optimizer | None,
         nan_guard: bool,
         poison: Mapping[str, ArenaPlan],
-        graph: str,
-        single_file: bool,
         profile: bool,
-        public: str,
-        least_stack: int,
+        exported: Exported,
     ):
         self.program = program
-        self.graph = graph
-        self.single_file = single_file
-        self.public = public
-        self.least_stack = least_stack
+        self.exported = exported
+        self.graph = exported.graph
         longest = max(len(e.calls) for e in program.entries)
         self.laps = longest + 1 if profile else 0  # one for the update
         self.optimizer = optimizer
@@ -183,7 +194,7 @@ class Emitter:
                     calls.setdefault(call.kernel, []).append((entry, call))
         anchors = sum(kernel.template != "loops" for kernel in calls)
         large = len(calls) >= units.SPLIT_FROM or anchors >= units.SPLIT_FROM_ANCHORS
-        self.split = large and not self.single_file
+        self.split = large and not self.exported.single_file
         for kernel, users in calls.items():
             entries = list(dict.fromkeys(e.name for e, _ in users))
             self.functions[kernel] = self._function(kernel, [c for _, c in users], entries)
@@ -199,7 +210,7 @@ class Emitter:
         body = indent(render_c("entries", update=update, **common))
         kernels = [f.text for f in self.functions.values()]
         helpers = helpers_for("\n".join([*kernels, body]), self.program.isa)
-        stack = max(stack_bound(kernels, helpers, self.program.isa), self.least_stack)
+        stack = max(stack_bound(kernels, helpers, self.program.isa), self.exported.least_stack)
         common["stack"] = stack
         prelude = render_c(
             "prelude",
@@ -291,7 +302,8 @@ class Emitter:
             "entries_use_blocks": any(e["uses_blocks"] for e in entries),
             "bound_types": [{"suffix": SUFFIX[d], "ctype": C_TYPE[d]} for d in sorted(bounds)],
             "guarded": self.nan_guard,
-            "public": self.public,
+            "public": self.exported.public,
+            "threads": self.exported.threads,
             "device": False,
             "laps": self.laps,
             "weights": weights_context(p, self.graph) if self.graph else None,
@@ -503,24 +515,16 @@ def emit_c(
     *,
     nan_guard: bool = False,
     poison: Mapping[str, ArenaPlan] | None = None,
-    graph: str = "",
-    single_file: bool = False,
     profile: bool = False,
-    public: str = "",
-    least_stack: int = 0,
+    exported: Exported | None = None,
 ) -> Emitted:
     """Return the C source, the header and the cffi declarations of a program.
 
     With ``nan_guard`` an entry point stops after the kernel that wrote a NaN or Inf. ``poison`` has the plans of
-    the entry points that fill with NaNs what does not live in the arena. ``graph`` adds the functions of an exported
-    module, whose weights file must have that digest. ``single_file`` leaves the kernels of a large net in one file.
-    ``profile`` notes how long every call takes. ``public`` names the module whose functions choose this one's,
-    ``least_stack`` are bytes that the header states at the least.
+    the entry points that fill with NaNs what does not live in the arena. ``profile`` notes how long every call takes.
+    ``exported`` adds the functions of an exported module.
     """
-    emitter = Emitter(
-        program, optimizer, nan_guard, poison or {}, graph, single_file, profile, public, least_stack
-    )
-    return emitter.emit()
+    return Emitter(program, optimizer, nan_guard, poison or {}, profile, exported or Exported()).emit()
 
 
 def emit_levels(program: Program, emitted: Emitted, levels: Sequence[Level]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from graphc.emit.c import Emitted, Emitter, Function, Locals, cdef_of, render_c
+from graphc.emit.c import Emitted, Emitter, Exported, Function, Locals, cdef_of, render_c
 from graphc.emit.comments import call_text, comment_text, kernel_comment
 from graphc.emit.movers import helper_of
 from graphc.emit.naming import kernel_name
@@ -81,7 +81,7 @@ class _CudaEmitter(Emitter):
     """Emits kernels and host code; what an entry point checks and declares is that of C."""
 
     def __init__(self, program: Program, optimizer: Optimizer | None, graph: str):
-        super().__init__(_with_copies(program), optimizer, False, {}, graph, True, False, "", 0)
+        super().__init__(_with_copies(program), optimizer, False, {}, False, Exported(graph))
         self.planned = program
         self.names.taken |= {f"launch_{entry.name}" for entry in program.entries} | _TAKEN
         self.launches: dict[Kernel, Launch] = {}

@@ -15,7 +15,7 @@ import numpy as np
 
 from graphc.artifact import make_manifest
 from graphc.build import BuildOptions, build_extension
-from graphc.emit.c import Emitted, emit_c, emit_levels
+from graphc.emit.c import Emitted, Exported, emit_c, emit_levels
 from graphc.emit.cuda import emit_cuda, emulator
 from graphc.emit.levels import Level as CLevel
 from graphc.emit.libm import library_calls
@@ -92,6 +92,7 @@ def make_bundle(
     build: BuildOptions,
     single_file: bool = False,
     libm: bool = True,
+    threads: int = 1,
 ) -> Bundle:
     """Return the bundle of a net.
 
@@ -103,6 +104,7 @@ def make_bundle(
         build: how the code is built on this machine, to fold the weights and to record what it computes.
         single_file: one file of C, whatever its size.
         libm: whether the code may call the C library's mathematics.
+        threads: those that a context starts with.
 
     Raises:
         GraphError: levels cannot share weights, or are to be in one file; mathematics would have to be called.
@@ -140,14 +142,14 @@ def make_bundle(
         program = replace(program, arena_bytes=emitted.arena_bytes)
         emitted = replace(emitted, sources={**emitted.sources, **emulator()})
     else:
-        emitted = emit_c(program, optimizer, graph=graph, single_file=single_file)
+        emitted = emit_c(program, optimizer, exported=Exported(graph, single_file, threads=threads))
     bundle = Bundle(
         targets[0], program, emitted, graph, weights, tuple(records),
         {entry.name: first.plans[entry.name] for entry in program.entries},
         float(optimizer.lr) if optimizer is not None else 0.0,
     )  # fmt: skip
     if len(targets) > 1:
-        bundle = _with_levels(bundle, targets, compiled, optimizer)
+        bundle = _with_levels(bundle, targets, compiled, optimizer, Exported(graph, threads=threads))
     called = [] if device else library_calls(bundle.sources.values())
     if called and not libm:
         raise GraphError(
@@ -158,7 +160,11 @@ def make_bundle(
 
 
 def _with_levels(
-    bundle: Bundle, targets: Sequence[Target], compiled: Sequence[Compiled], optimizer: Optimizer | None
+    bundle: Bundle,
+    targets: Sequence[Target],
+    compiled: Sequence[Compiled],
+    optimizer: Optimizer | None,
+    exported: Exported,
 ) -> Bundle:
     """Return the bundle with a module for every level, and functions that choose among them."""
     ahead = [(c.graphs.get("fold"), c.graphs.get("freeze")) for c in compiled]
@@ -169,7 +175,7 @@ def _with_levels(
     name, programs, levels = bundle.program.name, [_as_loaded(c, bundle.trains) for c in compiled], []
     for target, program in zip(targets, programs, strict=True):
         prefix = f"{name}_{target.name.replace('-', '_')}"
-        emitted = emit_c(replace(program, name=prefix), optimizer, graph=bundle.graph, public=name)
+        emitted = emit_c(replace(program, name=prefix), optimizer, exported=replace(exported, public=name))
         levels.append(Level(target, prefix, emitted))
     offsets = {
         entry: {**places, "": max(program.offsets[entry].get("", 0) for program in programs)}
@@ -180,7 +186,7 @@ def _with_levels(
         bundle.program, offsets=offsets, arena_bytes=max(program.arena_bytes for program in programs)
     )
     stack = max(level.emitted.stack_bytes for level in levels)
-    emitted = emit_c(public, optimizer, graph=bundle.graph, single_file=True, least_stack=stack)
+    emitted = emit_c(public, optimizer, exported=replace(exported, single_file=True, least_stack=stack))
     chosen = [CLevel(level.name, level.target.features or ()) for level in levels]
     emitted = replace(emitted, sources=emit_levels(public, emitted, chosen))
     return replace(bundle, program=public, emitted=emitted, levels=tuple(levels))
