@@ -1,6 +1,11 @@
-"""CUDA source, compiled for the emulated device: every registered operation, training, errors."""
+"""CUDA source, compiled for the emulated device: every registered operation, training, errors.
+
+With GRAPHC_CUDA_TARGET=cuda in the environment, for the GPU of this machine, by nvcc.
+"""
 
 from __future__ import annotations
+
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from graphc.cli.tasks import digits
 from graphc.ops.leaves import Input
 from graphc.ops.registry import REGISTRY, Sample
 
+TARGET = os.environ.get("GRAPHC_CUDA_TARGET", "cuda-emulated")
 SAMPLES = [(f"{name}-{k}", sample) for name, of in REGISTRY.items() for k, sample in enumerate(of())]
 TOGETHER = 24  # samples in a module: a compiler starts once for all of them
 GROUPS = [SAMPLES[k : k + TOGETHER] for k in range(0, len(SAMPLES), TOGETHER)]
@@ -52,7 +58,7 @@ def test_every_operation_has_its_value_and_its_gradients(group: int, dtype: str)
     cases = [Case(k, name, sample) for k, (name, sample) in enumerate(GROUPS[group])]
     outputs = {name: node for case in cases for name, node in case.outputs.items()}
     module = gc.compile(
-        outputs, batch=LARGEST, dtype=dtype, target="cuda-emulated", name=f"group{group}", build=FLAGS
+        outputs, batch=LARGEST, dtype=dtype, target=TARGET, name=f"group{group}", build=FLAGS
     )
     for batch in (1, 3, LARGEST):
         drawn = [
@@ -97,7 +103,7 @@ def lenet(target: str, batch: int, **options: object) -> gc.Module:
 def test_lenet_learns_the_digits_as_in_c() -> None:
     """Losses and accuracies of 20 steps on the digits, the last one a smaller batch; then its weights and logits."""
     task, order = digits(), np.random.default_rng(0).permutation(7000)
-    device, host = lenet("cuda-emulated", 16, build=FLAGS), lenet("c", 16)
+    device, host = lenet(TARGET, 16, build=FLAGS), lenet("c", 16)
     batches = [*task.train.batches(16, order[: 16 * 19]), next(task.train.batches(5, order[-5:]))]
     losses = []
     for number, batch in enumerate(batches):
@@ -118,7 +124,7 @@ def test_lenet_learns_the_digits_as_in_c() -> None:
 
 def test_a_step_that_is_not_committed_changes_nothing_but_gradients() -> None:
     """``backward`` and a step with another learning rate replay other launches than the step before."""
-    device, host = lenet("cuda-emulated", 4, build=FLAGS), lenet("c", 4)
+    device, host = lenet(TARGET, 4, build=FLAGS), lenet("c", 4)
     rng = np.random.default_rng(1)
     given = {"x": rng.standard_normal((4, 1, 32, 32)).astype("f"), "y": rng.integers(0, 10, 4).astype("i4")}
     for module in (device, host):
