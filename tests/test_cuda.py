@@ -57,9 +57,7 @@ def test_every_operation_has_its_value_and_its_gradients(group: int, dtype: str)
     """Values, gradients and second derivatives are those of the float64 reference, at three batches."""
     cases = [Case(k, name, sample) for k, (name, sample) in enumerate(GROUPS[group])]
     outputs = {name: node for case in cases for name, node in case.outputs.items()}
-    module = gc.compile(
-        outputs, batch=LARGEST, dtype=dtype, target=TARGET, name=f"group{group}", build=FLAGS
-    )
+    module = gc.compile(outputs, batch=LARGEST, dtype=dtype, target=TARGET, name=f"group{group}", build=FLAGS)
     for batch in (1, 3, LARGEST):
         drawn = [
             {
