@@ -27,7 +27,9 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / max(np.abs(ours).max(), 1e-30))
 
 
-def compare(ours: dict[str, Any], theirs: dict[str, Any], random: bool) -> dict[str, float]:
+def compare(
+    ours: dict[str, Any], theirs: dict[str, Any], random: bool, tolerance: float = TOLERANCE
+) -> dict[str, float]:
     """Return the differences of outputs, and of the first losses unless dropout makes them random.
 
     Raises:
@@ -37,8 +39,8 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any], random: bool) -> dict[
     if ours["losses"] and not random:
         found["loss_difference"] = difference(np.array(ours["losses"]), np.array(theirs["losses"]))
     for what, value in found.items():
-        if not value <= TOLERANCE:
-            raise WorkerError(f"refused: the {what} from graphc is {value:.2g}, more than {TOLERANCE:g}")
+        if not value <= tolerance:
+            raise WorkerError(f"refused: the {what} from graphc is {value:.2g}, more than {tolerance:g}")
     return found
 
 

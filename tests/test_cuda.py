@@ -1,7 +1,11 @@
-"""CUDA source, compiled for the emulated device: every registered operation, training, errors."""
+"""CUDA source, compiled for the emulated device: every registered operation, training, errors.
+
+With GRAPHC_CUDA_TARGET=cuda in the environment, for the GPU of this machine, by nvcc.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +20,7 @@ from graphc.cli.tasks import digits
 from graphc.ops.leaves import Input
 from graphc.ops.registry import REGISTRY, Sample
 
+TARGET = os.environ.get("GRAPHC_CUDA_TARGET", "cuda-emulated")
 SAMPLES = [(f"{name}-{k}", sample) for name, of in REGISTRY.items() for k, sample in enumerate(of())]
 TOGETHER = 24  # samples in a module: a compiler starts once for all of them
 GROUPS = [SAMPLES[k : k + TOGETHER] for k in range(0, len(SAMPLES), TOGETHER)]
@@ -56,9 +61,7 @@ def test_every_operation_has_its_value_and_its_gradients(group: int, dtype: str)
     """Values, gradients and second derivatives are those of the float64 reference, at three batches."""
     cases = [Case(k, name, sample) for k, (name, sample) in enumerate(GROUPS[group])]
     outputs = {name: node for case in cases for name, node in case.outputs.items()}
-    module = gc.compile(
-        outputs, batch=LARGEST, dtype=dtype, target="cuda-emulated", name=f"group{group}", build=FLAGS
-    )
+    module = gc.compile(outputs, batch=LARGEST, dtype=dtype, target=TARGET, name=f"group{group}", build=FLAGS)
     for batch in (1, 3, LARGEST):
         drawn = [case.values(batch, dtype) for case in cases]
         given = {
@@ -96,7 +99,7 @@ def lenet(target: str, batch: int, **options: object) -> gc.Module:
 def test_lenet_learns_the_digits_as_in_c() -> None:
     """Losses and accuracies of 20 steps on the digits, the last one a smaller batch; then its weights and logits."""
     task, order = digits(), np.random.default_rng(0).permutation(7000)
-    device, host = lenet("cuda-emulated", 16, build=FLAGS), lenet("c", 16)
+    device, host = lenet(TARGET, 16, build=FLAGS), lenet("c", 16)
     batches = [*task.train.batches(16, order[: 16 * 19]), next(task.train.batches(5, order[-5:]))]
     losses = []
     for number, batch in enumerate(batches):
@@ -117,7 +120,7 @@ def test_lenet_learns_the_digits_as_in_c() -> None:
 
 def test_a_step_that_is_not_committed_changes_nothing_but_gradients() -> None:
     """``backward`` and a step with another learning rate replay other launches than the step before."""
-    device, host = lenet("cuda-emulated", 4, build=FLAGS), lenet("c", 4)
+    device, host = lenet(TARGET, 4, build=FLAGS), lenet("c", 4)
     rng = np.random.default_rng(1)
     given = {"x": rng.standard_normal((4, 1, 32, 32)).astype("f"), "y": rng.integers(0, 10, 4).astype("i4")}
     for module in (device, host):
@@ -165,7 +168,7 @@ def test_dropout_statistics_and_adam_are_those_of_c() -> None:
     """The same random numbers, running statistics and corrections for bias; weights after five steps."""
     rng = np.random.default_rng(2)
     given = {"x": rng.standard_normal((3, 2, 9, 9)).astype("f"), "y": rng.integers(0, 3, 3).astype("i4")}
-    device, host = small("cuda-emulated", build=FLAGS), small("c")
+    device, host = small(TARGET, build=FLAGS), small("c")
     for _ in range(5):
         assert float(device.train_step(**given)) == pytest.approx(float(host.train_step(**given)), rel=1e-4)
     # Adam divides by the root of a mean of squares: where that is tiny, its steps follow the sign of rounding.
@@ -175,8 +178,8 @@ def test_dropout_statistics_and_adam_are_those_of_c() -> None:
         np.testing.assert_allclose(device.state[name], host.state[name], rtol=1e-4, atol=1e-6)
 
 
-def test_fixed_layers_are_packed_ahead_and_a_budget_is_kept() -> None:
-    """What C can do with memory, the device can: parts of the forward pass run again, gradients are used up."""
+def test_gradients_can_be_used_up_by_the_kernels_that_compute_them() -> None:
+    """The optimizer's rule in a product's epilogue: the losses of the loop over the block, bit for bit."""
     x, y = gc.input("x", ("N", 1, 32, 32)), gc.input("y", ("N",), dtype="int32")
     logits = gc.models.lenet(x)
     loss = gc.losses.cross_entropy(logits, y)
@@ -185,7 +188,7 @@ def test_fixed_layers_are_packed_ahead_and_a_budget_is_kept() -> None:
     found = []
     for keep in (True, False):
         module = gc.compile(
-            {"logits": logits}, loss, gc.SGD(lr=0.05, momentum=0.9), batch=4, name="lenet", target="cuda-emulated",
+            {"logits": logits}, loss, gc.SGD(lr=0.05, momentum=0.9), batch=4, name="lenet", target=TARGET,
             keep_gradients=keep, build=FLAGS,
         )  # fmt: skip
         found.append([float(module.train_step(**given)) for _ in range(4)])
