@@ -306,6 +306,15 @@ def test_an_exported_bundle_builds_with_cmake_from_an_empty_folder(tmp_path: Pat
         assert (tmp_path / "device/lenet_example").exists()
 
 
+def test_a_wheel_is_not_for_a_device(tmp_path: Path) -> None:
+    """It holds the library of one processor."""
+    with pytest.raises(
+        gc.GraphcError, match="a wheel is for this machine's processor, and target 'cuda' is another"
+    ):
+        lenet("c", 4).export(tmp_path / "dist", target="cuda", wheel=True)
+    assert not (tmp_path / "dist").exists()
+
+
 def test_damaged_weights_are_refused_on_the_device_too(tmp_path: Path) -> None:
     """With the message of C."""
     folder = lenet("c", 4).export(tmp_path / "lenet", target="cuda")

@@ -30,8 +30,10 @@ def write_wheel(bundle: Bundle, folder: str | Path) -> Path:
     """
     if bundle.trains:
         raise GraphError("export: a wheel holds inference alone; leave out the training step")
-    if bundle.target.compiler:
-        raise GraphError(f"export: a wheel is for this machine, and target {bundle.target.name!r} is another")
+    if bundle.target.compiler or bundle.target.device:
+        raise GraphError(
+            f"export: a wheel is for this machine's processor, and target {bundle.target.name!r} is another"
+        )
     name = bundle.program.name
     with tempfile.TemporaryDirectory(prefix="graphc-wheel-") as work:
         source = write_bundle(bundle, Path(work) / "source")
