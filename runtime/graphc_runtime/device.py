@@ -37,15 +37,25 @@ class Device:
         Raises:
             DeviceError: there is not enough.
         """
-        kind = np.dtype(dtype)
-        size = count * kind.itemsize
-        memory = self._function("allocate")(size, 1)
+        whole = self._allocated(count * np.dtype(dtype).itemsize, managed=True)
+        whole[:] = 0
+        return whole.view(dtype)
+
+    def arena(self, size: int) -> np.ndarray:
+        """Return the place of bytes that the device alone may touch.
+
+        Raises:
+            DeviceError: there is not enough.
+        """
+        return self._allocated(size, managed=False)
+
+    def _allocated(self, size: int, managed: bool) -> np.ndarray:
+        memory = self._function("allocate")(size, int(managed))
         if memory == self._ffi.NULL:
             raise DeviceError(f"module {self._name!r}: the device has no {size:,} bytes left")
         whole = np.frombuffer(self._ffi.buffer(memory, max(size, 1)), np.uint8)
         weakref.finalize(whole, self._function("release"), memory)
-        whole[:] = 0
-        return whole[:size].view(kind)
+        return whole[:size]
 
     def owns(self, module: object, context: Any, memory: np.ndarray) -> None:
         """Give back what the device keeps for a context when its module is gone."""

@@ -71,7 +71,10 @@ class Module:
             for name in ("params", "grads", "slots", "state", "folded", "frozen")
             if sizes[name] or name != "frozen"  # few modules have one
         }
-        self._blocks["arena"] = aligned(sizes["arena_bytes"], "uint8")
+        arena = sizes["arena_bytes"]
+        self._blocks["arena"] = (
+            self._device.arena(arena) if self._device is not None else host_aligned(arena, "uint8")
+        )
         self._context, self._seed, self._threads = self._make_context(seed), seed, 1
         self._stale = self._stale_frozen = self._drawn_later = True
         fixed = [s for s in manifest["params"] if s.get("constant")]
