@@ -55,13 +55,7 @@ def test_every_operation_has_its_value_and_its_gradients(group: int, dtype: str)
         outputs, batch=LARGEST, dtype=dtype, target="cuda-emulated", name=f"group{group}", build=FLAGS
     )
     for batch in (1, 3, LARGEST):
-        drawn = [
-            {
-                n: v.astype(dtype).astype(np.float64) if v.dtype.kind == "f" else v
-                for n, v in case.values(batch).items()
-            }
-            for case in cases
-        ]
+        drawn = [case.values(batch, dtype) for case in cases]
         given = {
             n: v.astype(module.input_types[n][0]) for values in drawn for n, v in values.items()
             if n in module.input_types
