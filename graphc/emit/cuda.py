@@ -152,6 +152,12 @@ class _CudaEmitter(Emitter):
         )
 
     def _function(self, kernel: Kernel, users: Sequence[Call], entries: Sequence[str]) -> Function:
+        for buffer in (
+            buffer for call in users for buffer in call.buffers
+        ):  # products read 16 bytes together
+            assert buffer.offset * ITEMSIZE[buffer.dtype] % 16 == 0, (
+                "every array begins at a multiple of that"
+            )
         first = self.names.fresh(kernel_name(kernel, users[0]))
         made = [(first, *kernel_context(kernel, self.program.batch))]
         if made[0][3].workspace:
@@ -223,7 +229,7 @@ def _part(kernel: Kernel, name: str, launch: Launch, comment: list[str], body: s
     more = [("shares", f"{C_TYPE[kernel.dtype]} *__restrict__ shares")] * bool(launch.workspace)
     more += [("run", "const gc_run *__restrict__ run")] * bool(head)
     # Told of one block at the least, ptxas does not put a register into memory to have more blocks at a time.
-    bounds = f"__launch_bounds__({launch.threads}, 1)"
+    bounds = f"__launch_bounds__({launch.threads}, {launch.resident})"
     made = _render(
         "kernel", title=name, comment=[*comment, f"{launch.mapping}; a block has {launch.threads} threads"],
         body="\n".join([*head, body]),

@@ -23,6 +23,7 @@ class Launch:
     mapping: str
     index: str = "int64_t"
     workspace: int = 0  # bytes that a product's shares of the depth take
+    resident: int = 1  # blocks that a multiprocessor has room for at the least
 
 
 @dataclass(frozen=True)
