@@ -2,7 +2,7 @@
 
 What changes from call to call (batch, learning rate, step) lies in device memory, so that the launches of an entry
 point are captured once and replayed. Entry points take the caller's arrays, as in C; the arena has room for copies of
-them behind what the plan places there.
+them behind what the plan places there, and behind these for the sums of products whose depth is divided.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from graphc.emit.c import Emitted, Emitter, Exported, Function, Locals, cdef_of, render_c
 from graphc.emit.comments import call_text, comment_text, kernel_comment
+from graphc.emit.grid import THREADS, Launch
 from graphc.emit.movers import helper_of
 from graphc.emit.naming import kernel_name
 from graphc.emit.prelude import helpers_for
-from graphc.emit.simt import THREADS, Launch, kernel_context
+from graphc.emit.products import shares_context, workspace_bytes
+from graphc.emit.simt import kernel_context
 from graphc.emit.text import C_TYPE, indent, minus, signature, times
 from graphc.emit.update import STEP_NUMBER, scalar_lines, update_context
 from graphc.optim import Optimizer
@@ -36,6 +38,7 @@ _TAKEN = {
     "device_result",
     "launches",
     "graph",
+    "shares",
     "status",
     *(f"update_{k}" for k in range(1, 100)),
 }
@@ -77,6 +80,16 @@ class _Copy:
     written: bool
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A function that does a kernel's work, or the first or the second half of it, and which operands it takes."""
+
+    name: str
+    launch: Launch
+    operands: tuple[int, ...]
+    more: tuple[str, ...]  # arguments beside operands
+
+
 class _CudaEmitter(Emitter):
     """Emits kernels and host code; what an entry point checks and declares is that of C."""
 
@@ -84,7 +97,7 @@ class _CudaEmitter(Emitter):
         super().__init__(_with_copies(program), optimizer, False, {}, False, Exported(graph))
         self.planned = program
         self.names.taken |= {f"launch_{entry.name}" for entry in program.entries} | _TAKEN
-        self.launches: dict[Kernel, Launch] = {}
+        self.parts: dict[Kernel, list[_Part]] = {}
 
     def helper(self, kernel: Kernel) -> str:
         """Return the function of the runtime that does a kernel's work, if there is one."""
@@ -116,7 +129,11 @@ class _CudaEmitter(Emitter):
         reductions = sorted(
             set(re.findall(r"\bgc_(warp|block)_(sum|max|min|argmax|argmin)_([fdil])\(", body))
         )
-        tile = indent(_render("tile")).strip("\n") if "gc_product<" in body else ""
+        tile = (
+            indent(_render("tile", shares="gc_add_shares<" in body)).strip("\n")
+            if "gc_product<" in body
+            else ""
+        )
         prelude = _render("prelude", tile=tile, helpers=[h.strip("\n") for h in helpers], reductions=indent(
             _render("reductions", reductions=reductions, block=THREADS)).strip("\n"), **common)  # fmt: skip
         name = self.program.name
@@ -137,31 +154,25 @@ class _CudaEmitter(Emitter):
         )
 
     def _function(self, kernel: Kernel, users: Sequence[Call], entries: Sequence[str]) -> Function:
-        template, context, launch = kernel_context(kernel, self.program.batch)
-        body = _render(template, **context)
-        self.launches[kernel] = launch
-        name = self.names.fresh(kernel_name(kernel, users[0]))
-        scalars = scalar_lines(kernel)
-        text = "\n".join([*scalars, body.strip("\n")])
-        head = [
-            line.replace("{index}", launch.index)
-            for word, line in _HEAD.items()
-            if re.search(rf"\b{word}\b", text)
-        ]
-        parameters = [
-            f"{'' if o.written else 'const '}{C_TYPE[o.dtype]} *__restrict__ {o.name}"
-            for o in kernel.operands
-        ]
-        parameters += ["const gc_run *__restrict__ run"] if head else []
-        # Told of one block at the least, ptxas does not put a register into memory to have more blocks at a time.
-        bounds = f"__launch_bounds__({launch.threads}, 1)"
-        comment = kernel_comment(kernel, users, entries)
-        comment.append(f"{launch.mapping}; a block has {launch.threads} threads")
-        made = _render(
-            "kernel", title=name, comment=comment, body="\n".join([*head, text]),
-            signature=signature(f"static __global__ void {bounds} {name}", parameters),
-        )  # fmt: skip
-        return Function(name, indent(made), "", False, False, ("run",) if head else ())
+        for buffer in (
+            buffer for call in users for buffer in call.buffers
+        ):  # products read 16 bytes together
+            assert buffer.offset * ITEMSIZE[buffer.dtype] % 16 == 0, (
+                "every array begins at a multiple of that"
+            )
+        first = self.names.fresh(kernel_name(kernel, users[0]))
+        made = [(first, *kernel_context(kernel, self.program.batch))]
+        if made[0][3].workspace:
+            made.append((f"{first}_shares", *shares_context(kernel, self.program.batch)))
+            self.names.taken.add(made[1][0])
+        comment, texts = kernel_comment(kernel, users, entries), []
+        for name, template, context, launch in made:
+            body = "\n".join([*scalar_lines(kernel), _render(template, **context).strip("\n")])
+            text, part = _part(kernel, name, launch, comment, body)
+            texts.append(text)
+            self.parts.setdefault(kernel, []).append(part)
+            comment = [f"The second part of {first}: sums of the depth's shares become results"]
+        return Function(first, "\n\n".join(texts), "", False, False, ())
 
     def _call(self, entry: Entry, number: int, local: Locals) -> dict[str, object]:
         call = entry.calls[number]
@@ -171,16 +182,12 @@ class _CudaEmitter(Emitter):
             most = at(call.buffers[-1].size, self.program.batch) * ITEMSIZE[call.buffers[-1].dtype]
             given = ["0"] if helper == "memset" else [arguments.pop(0)]
             kind = [] if helper == "memset" else ["cudaMemcpyDeviceToDevice"]
-            name, parameters = (
-                f"cuda{helper.capitalize()}Async",
-                [*arguments, *given, str(most), *kind, "stream"],
-            )
+            parameters = [*arguments, *given, str(most), *kind, "stream"]
+            text = signature(f"cuda{helper.capitalize()}Async", parameters) + ";"
         else:
-            function, launch = self.functions[call.kernel], self.launches[call.kernel]
-            name, parameters = "GC_LAUNCH", [function.name, launch.grid, str(launch.threads), "stream"]
-            parameters += [*arguments, *function.more]
+            text = "\n".join(_launch(part, arguments) for part in self.parts[call.kernel])
         comment = comment_text(call_text(call, 4))
-        return {"text": signature(name, parameters) + ";", "comment": comment, "guard": "", "number": number}
+        return {"text": text, "comment": comment, "guard": "", "number": number}
 
     def _entry(self, entry: Entry) -> dict[str, object]:
         made: dict[str, Any] = super()._entry(entry)
@@ -191,6 +198,7 @@ class _CudaEmitter(Emitter):
             **made, "locals": lines, "copies": [vars(copy) for copy in _copies(self, entry)],
             "run": _rounded(self.planned.offsets[entry.name].get("", 0)),
             "uses_run": re.search(r"\brun\b", text) is not None,
+            "shares": _shares(self, entry),
             "uses_arena": any("(arena +" in line for line in lines),
             "uses_n_in_checks": any(re.search(r"\bN\b", check) for check in made["checks"]),
             "steps": entry.name == "train_step",
@@ -207,6 +215,37 @@ class _CudaEmitter(Emitter):
         if spec is not None and spec.ranges:
             lines.append("launch_update(context, stream, run);")
         return ["if (commit) {", *lines, "}"] if lines else ["(void)commit;"]
+
+
+def _part(kernel: Kernel, name: str, launch: Launch, comment: list[str], body: str) -> tuple[str, _Part]:
+    """Return the text of one of a kernel's functions, and what it is called with."""
+    head = [
+        line.replace("{index}", launch.index)
+        for word, line in _HEAD.items()
+        if re.search(rf"\b{word}\b", body)
+    ]
+    operands = [(k, o) for k, o in enumerate(kernel.operands) if re.search(rf"\b{o.name}\b", body)]
+    parameters = [
+        f"{'' if o.written else 'const '}{C_TYPE[o.dtype]} *__restrict__ {o.name}" for _, o in operands
+    ]
+    more = [("shares", f"{C_TYPE[kernel.dtype]} *__restrict__ shares")] * bool(launch.workspace)
+    more += [("run", "const gc_run *__restrict__ run")] * bool(head)
+    # Told of one block at the least, ptxas does not put a register into memory to have more blocks at a time.
+    bounds = f"__launch_bounds__({launch.threads}, {launch.resident})"
+    made = _render(
+        "kernel", title=name, comment=[*comment, f"{launch.mapping}; a block has {launch.threads} threads"],
+        body="\n".join([*head, body]),
+        signature=signature(
+            f"static __global__ void {bounds} {name}", parameters + [text for _, text in more]
+        ),
+    )  # fmt: skip
+    return indent(made), _Part(name, launch, tuple(k for k, _ in operands), tuple(word for word, _ in more))
+
+
+def _launch(part: _Part, arguments: Sequence[str]) -> str:
+    given = [part.name, part.launch.grid, str(part.launch.threads), "stream"]
+    given += [*(arguments[k] for k in part.operands), *part.more]
+    return signature("GC_LAUNCH", given) + ";"
 
 
 def _grid(count: int) -> int:
@@ -230,15 +269,31 @@ def _copies(emitter: _CudaEmitter, entry: Entry) -> list[_Copy]:
     return found
 
 
+def _workspace(program: Program, entry: Entry) -> int:
+    """Return how many bytes an entry point's kernels share for a while: they run one after the other."""
+    return max((workspace_bytes(call.kernel, program.batch) for call in entry.calls), default=0)
+
+
+def _shares(emitter: _CudaEmitter, entry: Entry) -> dict[str, object] | None:
+    """Return type and place of the workspace, at the end of the arena, if there is one."""
+    size = _workspace(emitter.planned, entry)
+    if not size:
+        return None
+    return {
+        "ctype": C_TYPE[emitter.program.dtype],
+        "offset": emitter.program.offsets[entry.name][""] - _rounded(size),
+    }
+
+
 def _with_copies(program: Program) -> Program:
-    """Return the program with an arena that has room for the run and the arguments of every entry point."""
+    """Return the program with an arena that has room for the run, the arguments and the workspace of every entry."""
     offsets = {}
     for entry in program.entries:
         planned = program.offsets[entry.name]
         size = _rounded(planned.get("", 0)) + _ALIGN
         for a in (*entry.inputs, *entry.outputs):
             size += _rounded(at(a.buffer.size, program.batch) * ITEMSIZE[a.dtype])
-        offsets[entry.name] = {**planned, "": size}
+        offsets[entry.name] = {**planned, "": size + _rounded(_workspace(program, entry))}
     return replace(program, offsets=offsets, arena_bytes=max(o[""] for o in offsets.values()))
 
 
