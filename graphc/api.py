@@ -30,7 +30,7 @@ from graphc.pipeline import FORK_US, Compiled, Dump, Request, compile_program, i
 from graphc.rewrites import ALL, Rewrites
 from graphc.translation import Translation
 from graphc.tuning import Store, Tuner, machine_of
-from graphc.types import DType, check_dtype
+from graphc.types import PRECISIONS, DType, Precision, check_dtype
 from graphc_runtime.module import Module as RuntimeModule
 from graphc_runtime.profile import Profile
 
@@ -105,7 +105,7 @@ class Module(RuntimeModule):
             self._request,
             name=self.name if name is None else _checked_name(name),
             batch=self.batch if batch is None else _checked_batch(batch),
-            dtype=self._request.dtype if dtype is None else _checked_precision(dtype),
+            dtype=self._request.dtype if dtype is None else _checked_dtype(dtype),
         )
         _check_threads(threads)
         bundle = make_bundle(
@@ -154,6 +154,7 @@ def compile(
     target: str = "c",
     seed: int = 0,
     dtype: str = "float32",
+    precision: str = "fp32",
     name: str = "net",
     nan_guard: bool = False,
     poison: bool = False,
@@ -172,7 +173,10 @@ def compile(
     """Return the compiled module.
 
     ``outputs`` names what ``predict`` returns. With a loss the module also evaluates and trains;
-    ``metrics`` are further scalars that a step reports. ``batch`` is the largest batch. ``nan_guard=True`` names the
+    ``metrics`` are further scalars that a step reports. ``batch`` is the largest batch. ``precision`` says what
+    matrix products and convolutions round their operands to on a device: ``"tf32"`` (11 significant bits) and
+    ``"bf16"`` (8) are multiplied by tensor cores, several times as fast as ``"fp32"``, which rounds nothing; sums,
+    weights and everything else stay in float32. ``nan_guard=True`` names the
     kernel that first writes a NaN or Inf. ``poison=True`` fills the arena with NaNs when a call begins, and every
     buffer again after the last kernel that uses it: results are the same, unless a kernel reads what is not alive.
     ``profile=True`` lets the code note how long every kernel takes, for ``module.profile``.
@@ -204,6 +208,7 @@ def compile(
         memory_budget=_checked_budget(memory_budget, loss),
         rewrites=replace(rewrites, pool=False) if target in DEVICES else rewrites,
         target="cuda" if target in DEVICES else "c",
+        precision=_checked_precision(precision, target, dtype),
         keep_gradients=_checked_gradients(keep_gradients, optimizer),
     )
     _check_threads(threads)
@@ -266,6 +271,19 @@ def _check_device(target: str, **options: bool) -> None:
         raise GraphError(f"compile: {', '.join(asked)}: there is none for target {target!r}")
 
 
+def _checked_precision(precision: str, target: str, dtype: str) -> Precision:
+    found = next((p for p in PRECISIONS if p == precision), None)
+    if found is None:
+        raise RangeError(f"compile: precision must be {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
+    if found != "fp32" and target not in DEVICES:
+        raise GraphError(
+            f"compile: precision {found!r} is for targets 'cuda' and 'cuda-emulated', not {target!r}"
+        )
+    if found != "fp32" and dtype != "float32":
+        raise GraphError(f"compile: precision {found!r} rounds float32, not {dtype}")
+    return found
+
+
 def _check_threads(count: int) -> None:
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 1024:
         raise RangeError(f"threads must be an int in 1..1024, got {count!r}")
@@ -314,7 +332,7 @@ def _make_artifact(
     compiled = compile_program(replace(request, apart=extras.nan_guard), dump)
     optimizer = request.optimizer if request.loss is not None else None
     emitted = (
-        emit_cuda(compiled.program, optimizer)
+        emit_cuda(compiled.program, optimizer, precision=request.precision)
         if request.target == "cuda"
         else emit_c(
             compiled.program,
@@ -390,7 +408,7 @@ def _checked_batch(batch: int) -> int:
     return batch
 
 
-def _checked_precision(dtype: str) -> DType:
+def _checked_dtype(dtype: str) -> DType:
     if check_dtype(dtype) not in ("float32", "float64"):
         raise RangeError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     return check_dtype(dtype)

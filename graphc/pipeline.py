@@ -47,7 +47,7 @@ from graphc.program.ir import (
     UpdateSpec,
 )
 from graphc.rewrites import ALL, Rewrites
-from graphc.types import DType, Extent, static_shape
+from graphc.types import DType, Extent, Precision, static_shape
 
 # Arguments of the module's methods, beside which inputs are passed by name.
 _KEYWORDS = frozenset({"self", "out", "lr"})
@@ -85,6 +85,7 @@ class Request:
     apart: bool = False  # one kernel for every node: nan_guard must be able to name it
     keep_gradients: bool = True  # in a block; otherwise large ones are used up where they are computed
     target: str = "c"  # what the program is printed as
+    precision: Precision = "fp32"  # of the operands of a device's products
     frozen: bool = False  # what is not trained is not read, only what was computed from it ahead
 
 

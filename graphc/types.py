@@ -17,6 +17,9 @@ from graphc.errors import DTypeError, ShapeError
 DType: TypeAlias = Literal["float32", "float64", "int32", "int64", "uint8", "bool"]
 DTYPES: tuple[DType, ...] = ("float32", "float64", "int32", "int64", "uint8", "bool")
 ITEMSIZE: dict[DType, int] = {"float32": 4, "float64": 8, "int32": 4, "int64": 8, "uint8": 1, "bool": 1}
+Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
+"""What a device's products round float32 operands to: not at all, or to what tensor cores multiply."""
 
 
 @dataclass(frozen=True, slots=True)

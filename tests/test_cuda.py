@@ -104,7 +104,9 @@ def test_lenet_learns_the_digits_as_in_c() -> None:
     """Losses and accuracies of 20 steps on the digits, the last one a smaller batch; then its weights and logits."""
     task, order = digits(), np.random.default_rng(0).permutation(7000)
     device, host = lenet(TARGET, 16, build=FLAGS), lenet("c", 16)
-    batches = [*task.train.batches(16, order[: 16 * 19]), next(task.train.batches(5, order[-5:]))]
+    # The arrays of a data set's batches are its own, and used again.
+    whole = [{k: v.copy() for k, v in b.items()} for b in task.train.batches(16, order[: 16 * 19])]
+    batches = [*whole, next(task.train.batches(5, order[-5:]))]
     losses = []
     for number, batch in enumerate(batches):
         got, want = device.train_step(**batch, lr=0.02), host.train_step(**batch, lr=0.02)

@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers import reference
 
 import graphc as gc
+from graphc.cli.tasks import digits
 from graphc.emit import products
 from graphc.emit.cuda import emit_cuda
 from graphc.graph.node import Node
@@ -188,3 +190,85 @@ def test_rows_that_begin_at_multiples_of_16_bytes_are_read_by_16_bytes() -> None
         else:
             assert "1" in runs, name
     assert len(read) == 17
+
+
+def rounded(values: Values, precision: str) -> dict[str, np.ndarray]:
+    """Return float32 values to 11 (tf32, ties away from zero) or 8 significant bits (bf16, ties to even)."""
+    words = {name: value.astype("f").view(np.uint32) for name, value in values.items()}
+    if precision == "tf32":
+        words = {name: (word + 0x1000) & 0xFFFFE000 for name, word in words.items()}
+    else:
+        words = {name: (word + 0x7FFF + (word >> 16 & 1)) & 0xFFFF0000 for name, word in words.items()}
+    return {name: word.astype(np.uint32).view("f").astype("d") for name, word in words.items()}
+
+
+@pytest.mark.parametrize("tile", [(128, 128, 2), (64, 32, 1)], ids=lambda tile: "x".join(map(str, tile)))
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_tensor_cores_multiply_rounded_operands_and_sum_in_float32(
+    precision: str, tile: tuple[int, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results are those of a float64 product of the rounded operands, to what sums in float32 may differ."""
+    monkeypatch.setattr(products, "_TILES", (tile,))
+    inputs, outputs = many()
+    module = gc.compile(
+        outputs, batch=5, target="cuda-emulated", precision=precision, build=FLAGS, dump_dir=tmp_path
+    )
+    text = (tmp_path / "99-net.cu").read_text()
+    assert (
+        f"gc_product<gc_tensor_sums<gc_{precision}, {tile[2]}>" in text and "gc_product<gc_sums<" not in text
+    )
+    for batch in (5, 2):
+        values = draw(inputs, batch)
+        got = module.predict(**{name: values[name].astype("f") for name in module.input_types})
+        # As without tensor cores. Rounding of the operands is much more than that: unrounded ones do not pass.
+        compare(got, inputs, outputs, rounded(values, precision), 60 * np.finfo("float32").eps)
+        with pytest.raises(AssertionError):
+            compare(got, inputs, outputs, values, 60 * np.finfo("float32").eps)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_shares_and_epilogues_are_in_float32(precision: str) -> None:
+    """What is rounded is the operands alone: neither the shares' sums nor bias and activation."""
+    inputs, outputs = with_an_epilogue()
+    module = gc.compile(outputs, batch=3, target="cuda-emulated", precision=precision, build=FLAGS)
+    values = draw(inputs, 3)
+    got = module.predict(**{name: values[name].astype("f") for name in module.input_types})
+    exact = {**rounded(values, precision), "bias": values["bias"]}
+    compare(got, inputs, outputs, exact, 100 * np.finfo("float32").eps)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"precision": "fp16", "target": "cuda-emulated"}, gc.errors.RangeError, "'fp32', 'tf32', 'bf16'"),
+        ({"precision": "tf32"}, gc.errors.GraphError, "not 'c'"),
+        ({"precision": "bf16", "target": "cuda", "dtype": "float64"}, gc.errors.GraphError, "float64"),
+    ],
+)
+def test_a_precision_that_there_is_not_is_refused(
+    options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        gc.compile({"out": gc.relu(given("x", "N", 3))}, **options)
+
+
+# Operands are off by at most 2^-11 (tf32) or 2^-8 (bf16) of themselves. Errors of many terms have both signs, so that
+# a loss is off by less than one of them; but gradients are off too, and every step starts from what the last ones
+# left: twenty steps that move the loss by a fifth may move it by some such parts more or less.
+@pytest.mark.parametrize(("precision", "apart"), [("tf32", 8 * 2.0**-11), ("bf16", 4 * 2.0**-8)])
+def test_lenet_learns_as_in_float32(precision: str, apart: float) -> None:
+    """Losses of twenty steps on a batch stay near those of float32, which fall; they are not the same."""
+    task, order = digits(), np.random.default_rng(0).permutation(7000)
+    batch = next(task.train.batches(16, order[:16]))
+    nets = {}
+    for chosen in ("fp32", precision):
+        x, y = gc.input("x", ("N", 1, 32, 32)), gc.input("y", ("N",), dtype="int32")
+        loss = gc.losses.cross_entropy(gc.models.lenet(x), y)
+        nets[chosen] = gc.compile(
+            {}, loss, gc.SGD(lr=0.05, momentum=0.9), batch=16, target="cuda-emulated", precision=chosen,
+            name="lenet", build=FLAGS,
+        )  # fmt: skip
+    losses = {chosen: [float(net.train_step(**batch)) for _ in range(20)] for chosen, net in nets.items()}
+    assert losses["fp32"][-1] < 0.85 * losses["fp32"][0]
+    assert losses[precision] == pytest.approx(losses["fp32"], rel=apart)
+    assert losses[precision] != losses["fp32"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import graphc as gc
-from graphc_runtime.module import aligned
+from graphc_runtime.arrays import aligned
 
 OK, BAD_BATCH, BAD_SIZE, BAD_VALUE, BAD_MEMORY = range(5)
 BATCH = 4

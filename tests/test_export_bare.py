@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +64,9 @@ def run(folder: Path, *command: str) -> str:
     return done.stdout
 
 
-def single(task: Task, count: int) -> Iterator[dict[str, Array]]:
-    """Yield training images one by one."""
-    return task.train.batches(1, np.arange(count))
+def single(task: Task, count: int) -> list[dict[str, Array]]:
+    """Return training images one by one; the arrays of a data set's batches are its own, and used again."""
+    return [{k: v.copy() for k, v in batch.items()} for batch in task.train.batches(1, np.arange(count))]
 
 
 def firmware(folder: Path, body: str, images: np.ndarray, labels: np.ndarray, *sizes: str) -> list[float]:
@@ -130,7 +129,7 @@ def test_the_last_two_layers_are_fine_tuned_in_64_kib_of_ram(
     folder = module.export(tmp_path / "lenet", train=True, target="cortex-m4")
     checked = run(folder, "make", "-s", "FLASH=320K", "check")
     assert checked.count("ok   train_step loss") == 3 and "FAIL" not in checked
-    batches = list(single(task, _STEPS)) * 2
+    batches = single(task, _STEPS) * 2
     images, labels = (np.concatenate([b[key] for b in batches[:_STEPS]]) for key in "xy")
     blocks = "memory.params = params;\n    memory.params_bytes = sizeof params;\n"
     blocks += "    memory.grads = grads;\n    memory.grads_bytes = sizeof grads;"

@@ -27,7 +27,7 @@ from graphc.emit.text import C_TYPE, indent, minus, signature, times
 from graphc.emit.update import STEP_NUMBER, scalar_lines, update_context
 from graphc.optim import Optimizer
 from graphc.program.ir import Call, Entry, Kernel, Program
-from graphc.types import ITEMSIZE, at
+from graphc.types import ITEMSIZE, Precision, at
 
 _ALIGN = 256  # of the copies of arguments in the arena
 _BLOCK = THREADS  # of the update
@@ -93,9 +93,9 @@ class _Part:
 class _CudaEmitter(Emitter):
     """Emits kernels and host code; what an entry point checks and declares is that of C."""
 
-    def __init__(self, program: Program, optimizer: Optimizer | None, graph: str):
-        super().__init__(_with_copies(program), optimizer, False, {}, False, Exported(graph))
-        self.planned = program
+    def __init__(self, program: Program, optimizer: Optimizer | None, graph: str, precision: Precision):
+        super().__init__(_with_copies(program, precision), optimizer, False, {}, False, Exported(graph))
+        self.planned, self.precision = program, precision
         self.names.taken |= {f"launch_{entry.name}" for entry in program.entries} | _TAKEN
         self.parts: dict[Kernel, list[_Part]] = {}
 
@@ -130,12 +130,15 @@ class _CudaEmitter(Emitter):
             set(re.findall(r"\bgc_(warp|block)_(sum|max|min|argmax|argmin)_([fdil])\(", body))
         )
         tile = (
-            indent(_render("tile", shares="gc_add_shares<" in body)).strip("\n")
+            indent(_render("tile", shares="gc_add_shares<" in body, precision=self.precision)).strip("\n")
             if "gc_product<" in body
             else ""
         )
-        prelude = _render("prelude", tile=tile, helpers=[h.strip("\n") for h in helpers], reductions=indent(
-            _render("reductions", reductions=reductions, block=THREADS)).strip("\n"), **common)  # fmt: skip
+        summed = indent(_render("reductions", reductions=reductions, block=THREADS)).strip("\n")
+        prelude = _render(
+            "prelude", tile=tile, precision=self.precision, helpers=[h.strip("\n") for h in helpers],
+            reductions=summed, **common,
+        )  # fmt: skip
         name = self.program.name
         texts = {"prelude": prelude, "kernels": kernels, "entries": entry_texts}
         source = _render("module", **{**common, **texts})
@@ -161,9 +164,9 @@ class _CudaEmitter(Emitter):
                 "every array begins at a multiple of that"
             )
         first = self.names.fresh(kernel_name(kernel, users[0]))
-        made = [(first, *kernel_context(kernel, self.program.batch))]
+        made = [(first, *kernel_context(kernel, self.program.batch, self.precision))]
         if made[0][3].workspace:
-            made.append((f"{first}_shares", *shares_context(kernel, self.program.batch)))
+            made.append((f"{first}_shares", *shares_context(kernel, self.program.batch, self.precision)))
             self.names.taken.add(made[1][0])
         comment, texts = kernel_comment(kernel, users, entries), []
         for name, template, context, launch in made:
@@ -269,14 +272,14 @@ def _copies(emitter: _CudaEmitter, entry: Entry) -> list[_Copy]:
     return found
 
 
-def _workspace(program: Program, entry: Entry) -> int:
+def _workspace(program: Program, entry: Entry, precision: Precision) -> int:
     """Return how many bytes an entry point's kernels share for a while: they run one after the other."""
-    return max((workspace_bytes(call.kernel, program.batch) for call in entry.calls), default=0)
+    return max((workspace_bytes(call.kernel, program.batch, precision) for call in entry.calls), default=0)
 
 
 def _shares(emitter: _CudaEmitter, entry: Entry) -> dict[str, object] | None:
     """Return type and place of the workspace, at the end of the arena, if there is one."""
-    size = _workspace(emitter.planned, entry)
+    size = _workspace(emitter.planned, entry, emitter.precision)
     if not size:
         return None
     return {
@@ -285,7 +288,7 @@ def _shares(emitter: _CudaEmitter, entry: Entry) -> dict[str, object] | None:
     }
 
 
-def _with_copies(program: Program) -> Program:
+def _with_copies(program: Program, precision: Precision) -> Program:
     """Return the program with an arena that has room for the run, the arguments and the workspace of every entry."""
     offsets = {}
     for entry in program.entries:
@@ -293,7 +296,7 @@ def _with_copies(program: Program) -> Program:
         size = _rounded(planned.get("", 0)) + _ALIGN
         for a in (*entry.inputs, *entry.outputs):
             size += _rounded(at(a.buffer.size, program.batch) * ITEMSIZE[a.dtype])
-        offsets[entry.name] = {**planned, "": size + _rounded(_workspace(program, entry))}
+        offsets[entry.name] = {**planned, "": size + _rounded(_workspace(program, entry, precision))}
     return replace(program, offsets=offsets, arena_bytes=max(o[""] for o in offsets.values()))
 
 
@@ -303,9 +306,14 @@ def _on_device(helper: str) -> str:
     return "" if "#define GC_INLINE" in text else text
 
 
-def emit_cuda(program: Program, optimizer: Optimizer | None = None, *, graph: str = "") -> Emitted:
-    """Return the CUDA source, the header and the cffi declarations of a program."""
-    return _CudaEmitter(program, optimizer, graph).emit()
+def emit_cuda(
+    program: Program, optimizer: Optimizer | None = None, *, graph: str = "", precision: Precision = "fp32"
+) -> Emitted:
+    """Return the CUDA source, the header and the cffi declarations of a program.
+
+    Numerics: products round their operands to ``precision`` and sum in float32.
+    """
+    return _CudaEmitter(program, optimizer, graph, precision).emit()
 
 
 def emulator() -> dict[str, str]:

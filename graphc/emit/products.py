@@ -18,13 +18,16 @@ from graphc.emit.grid import MOST_BLOCKS, THREADS, Axis, Launch, blocks, decoded
 from graphc.emit.kernels import EpilogueText
 from graphc.emit.text import C_TYPE, extent, linear, minus, times
 from graphc.program.ir import Access, Kernel
-from graphc.types import ITEMSIZE, Size, at, coefficients_of, product
+from graphc.types import ITEMSIZE, Precision, Size, at, coefficients_of, product
 
 _TILES = ((128, 128, 2), (128, 64, 2), (64, 128, 2), (64, 64, 1), (64, 32, 1), (32, 64, 1), (32, 32, 1))
 """Rows and columns of a block; and patches of 4 x 4 sums, one below the other and beside each other, of a thread."""
 _SHARED = 48 * 1024  # bytes that a block may have without asking
 _WIDEST = 8  # patches of sums times bytes of one, beside which a thread's registers hold what is on its way
 _SLICE = 16  # steps of the depth that are in shared memory together, at the most
+_TAKEN = (
+    8  # elements of an operand that a thread reads one by one, at places to be computed, before it uses them
+)
 _MULTIPROCESSORS = 132  # of a large device
 _READ = 32  # multiplications of a thread for which it could read an element
 _BLOCKS = (
@@ -84,10 +87,10 @@ class _Tiling:
         return self.height * self.width // (4 * self.patches) ** 2
 
 
-def _tiling(form: _Form, batch: int, itemsize: int) -> _Tiling:
-    """Return the tiles that are expected to take the least time."""
+def _tiling(form: _Form, batch: int, itemsize: int, element: int) -> _Tiling:
+    """Return the tiles that are expected to take the least time; ``element`` bytes are multiplied, others summed."""
     rows, columns, depth, planes = (at(s, batch) for s in (form.rows, form.columns, form.depth, form.planes))
-    best, found = 0.0, None
+    best, found, gathers = 0.0, None, min(form.a.run, form.b.run) == 1
     for height, width, patches in _TILES:
         if not _fits(height, rows) or not _fits(width, columns) or patches * itemsize > _WIDEST:
             continue
@@ -95,7 +98,8 @@ def _tiling(form: _Form, batch: int, itemsize: int) -> _Tiling:
         wanted = max(1, min(_BLOCKS // (down * across * planes), depth // _LEAST_DEPTH))
         length = -(-depth // (wanted * _SLICE)) * _SLICE
         tiling = _Tiling(height, width, patches, down, across, -(-depth // length), length)
-        if _shared_bytes(tiling, itemsize) > _SHARED:
+        taken = _slice_depth(tiling, element) * max(height, width) // tiling.threads
+        if _shared_bytes(tiling, itemsize, element) > _SHARED or (taken > _TAKEN and gathers):
             continue
         useful = rows * columns / (down * height * across * width)
         multiplies = height * width / (height * width + _READ * (height + width))  # rather than reads
@@ -112,39 +116,51 @@ def _fits(size: int, count: int) -> bool:
     return size == 32 or count > size // 2
 
 
-def _shared_bytes(tiling: _Tiling, itemsize: int) -> int:
+def _slice_depth(tiling: _Tiling, element: int) -> int:
+    """Return how many steps of the depth are in shared memory together."""
+    return _SLICE if tiling.patches * element < 8 else _SLICE // 2
+
+
+def _shared_bytes(tiling: _Tiling, itemsize: int, element: int) -> int:
     """Return how many bytes of shared memory a block has at the most: two slices, and a patch of every warp."""
-    slices = 2 * _SLICE * 4 // (tiling.patches * itemsize) * (tiling.height + tiling.width + 8)
-    return itemsize * (slices + tiling.threads // 32 * 16 * 36)
+    slices = 2 * _slice_depth(tiling, element) * (tiling.height + tiling.width + 16) * element
+    return slices + tiling.threads // 32 * 16 * 36 * itemsize
 
 
-def product_context(kernel: Kernel, batch: int) -> tuple[str, dict[str, Any], Launch]:
+def product_context(kernel: Kernel, batch: int, precision: Precision) -> tuple[str, dict[str, Any], Launch]:
     """Return a product's template, what the template is given, and how the kernel is launched."""
     assert kernel.epilogue is not None
     epilogue, index = EpilogueText(kernel, kernel.epilogue), index_type(kernel, batch)
     form = FORMS[kernel.template](kernel, _Lines(index))
-    tiling = _tiling(form, batch, ITEMSIZE[kernel.dtype])
+    itemsize = ITEMSIZE[kernel.dtype]
+    tiling = _tiling(form, batch, itemsize, 2 if precision == "bf16" else itemsize)
     result = _read(form.result, epilogue.outer_lines)
     sides = (*form.a.lines, form.a.element, *form.b.lines, form.b.element)
     plane = _read(form.plane, "\n".join([*result, epilogue.outer_lines, *sides]))
-    context = {**_common(kernel, form, tiling, index), "form": form, "plane": plane, "epilogue": epilogue,
-        "result": result}  # fmt: skip
+    context = {
+        **_common(kernel, form, tiling, index), "sums": _sums(kernel, tiling, precision), "form": form,
+        "plane": plane, "epilogue": epilogue, "result": result,
+    }  # fmt: skip
     planes, results = at(form.planes, batch), at(form.rows * form.columns * form.planes, batch)
     deep = planes * tiling.shares if tiling.shares > 1 else min(planes, MOST_BLOCKS)
     each = f"{4 * tiling.patches} x {4 * tiling.patches}"
+    if precision != "fp32":
+        each += " (by tensor cores)"
     mapping = f"a block computes {tiling.height} x {tiling.width} {form.what}, a thread {each} of them"
     if tiling.shares > 1:
         mapping += f", over one of {tiling.shares} shares of the depth"
     grid = f"dim3({tiling.across}, {min(tiling.down, MOST_BLOCKS)}, {deep})"
     workspace = tiling.shares * results * ITEMSIZE[kernel.dtype] if tiling.shares > 1 else 0
     # With little to compute of indices, the registers of two large blocks fit into a multiprocessor.
-    lean = index == "int" and tiling.patches > 1 and min(form.a.run, form.b.run) > 1
+    plain = not form.a.lines and not form.b.lines
+    lean = tiling.patches > 1 and min(form.a.run, form.b.run) > 1 and (plain or precision == "fp32")
+    lean = lean and index == "int"
     return "product", context, Launch(grid, tiling.threads, mapping, index, workspace, 2 if lean else 1)
 
 
-def shares_context(kernel: Kernel, batch: int) -> tuple[str, dict[str, Any], Launch]:
+def shares_context(kernel: Kernel, batch: int, precision: Precision) -> tuple[str, dict[str, Any], Launch]:
     """Return the same of the kernel that adds the shares of a product's depth, if it has several."""
-    _, context, whole = product_context(kernel, batch)
+    _, context, whole = product_context(kernel, batch, precision)
     form, shares = context["form"], context["shares"]
     parts = 1 if shares <= _FEW else _FEW
     outer = "\n".join([*context["result"], context["epilogue"].outer_lines])
@@ -158,9 +174,16 @@ def shares_context(kernel: Kernel, batch: int) -> tuple[str, dict[str, Any], Lau
     return "product_shares", context, launch
 
 
-def workspace_bytes(kernel: Kernel, batch: int) -> int:
+def workspace_bytes(kernel: Kernel, batch: int, precision: Precision) -> int:
     """Return how many bytes a kernel needs for a while beside its operands."""
-    return product_context(kernel, batch)[2].workspace if kernel.template in FORMS else 0
+    return product_context(kernel, batch, precision)[2].workspace if kernel.template in FORMS else 0
+
+
+def _sums(kernel: Kernel, tiling: _Tiling, precision: Precision) -> str:
+    """Return the type of a warp's sums."""
+    if precision == "fp32":
+        return f"gc_sums<{C_TYPE[kernel.dtype]}, {tiling.patches}>"
+    return f"gc_tensor_sums<gc_{precision}, {tiling.patches}>"
 
 
 def _common(kernel: Kernel, form: _Form, tiling: _Tiling, index: str) -> dict[str, Any]:
@@ -169,7 +192,7 @@ def _common(kernel: Kernel, form: _Form, tiling: _Tiling, index: str) -> dict[st
         "T": C_TYPE[kernel.dtype], "I": index, "height": tiling.height, "width": tiling.width,
         "rows": extent(form.rows), "columns": extent(form.columns), "depth": extent(form.depth),
         "planes": "" if form.planes == 1 else extent(form.planes), "results": results,
-        "sums": f"gc_sums<{C_TYPE[kernel.dtype]}, {tiling.patches}>", "shares": tiling.shares,
+        "shares": tiling.shares,
         "length": tiling.length,
     }  # fmt: skip
 

@@ -16,7 +16,7 @@ from graphc.emit.kernels import AccumulatorText, EpilogueText, loop_body, sweep_
 from graphc.emit.products import FORMS, product_context
 from graphc.emit.text import C_TYPE, extent
 from graphc.program.ir import Kernel, LoopSpec
-from graphc.types import Extent, at, product
+from graphc.types import Extent, Precision, at, product
 
 WARP = 32
 _SERIAL = 16  # terms up to which a thread takes a sum alone
@@ -24,12 +24,14 @@ _WARP_TERMS = 1024  # and up to which a warp does
 _ENOUGH = 4096  # results that keep a device busy with a thread each, where neighbours are read by neighbours
 
 
-def kernel_context(kernel: Kernel, batch: int) -> tuple[str, dict[str, Any], Launch]:
+def kernel_context(
+    kernel: Kernel, batch: int, precision: Precision = "fp32"
+) -> tuple[str, dict[str, Any], Launch]:
     """Return a kernel's template, what the template is given, and how the kernel is launched."""
     if kernel.template == "loops":
         return _loops(kernel, batch)
     if kernel.template in FORMS:
-        return product_context(kernel, batch)
+        return product_context(kernel, batch, precision)
     return _elements(kernel, batch)
 
 

@@ -138,7 +138,7 @@ def make_bundle(
         records.append(_recorded_training(module, _entry(first.program, "train_step"), inputs, batch))
     program = _as_loaded(first, train)
     if device:
-        emitted = emit_cuda(program, optimizer, graph=graph)
+        emitted = emit_cuda(program, optimizer, graph=graph, precision=request.precision)
         program = replace(program, arena_bytes=emitted.arena_bytes)
         emitted = replace(emitted, sources={**emitted.sources, **emulator()})
     else:
