@@ -100,7 +100,7 @@ def main() -> int:
     options = parser.parse_args()
     small = options.device == "cpu"
     target, batch = ("cuda-emulated", 4) if small else ("cuda", BATCH)
-    set_precision("float32")
+    set_precision("fp32")
     status = 0
     for name, net in nets(small).items():
         if options.nets and name not in options.nets:

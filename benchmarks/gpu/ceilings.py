@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-PRECISIONS = ("float32", "tf32", "bfloat16")
+PRECISIONS = ("fp32", "tf32", "bf16")
 SECONDS = 0.5  # of each measurement, after as much again to warm up
 _GIB = 2**30
 
@@ -44,7 +44,7 @@ def best_seconds(work: Callable[[], object]) -> float:
 def product(device: str, precision: str, size: int) -> Callable[[], object]:
     """Return a product of two square matrices, into a third."""
     set_precision(precision)
-    kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b, out = (torch.randn(size, size, device=device).to(kind) for _ in range(3))
     return lambda: torch.matmul(a, b, out=out)
 

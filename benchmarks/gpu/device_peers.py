@@ -41,7 +41,7 @@ Ways = dict[str, Step]
 # Ways to call, the logits in inference, and facts of the net ("work") or of the peer.
 Ready = tuple[Ways, np.ndarray, dict[str, Any]]
 
-PRECISIONS = ("float32", "tf32", "bfloat16")
+PRECISIONS = ("fp32", "tf32", "bf16")
 KERNELS = 12  # of a call, named in the results
 
 
@@ -144,7 +144,7 @@ class TorchCalls:
         return value.long() if name == "y" else value
 
     def _cast(self) -> Any:
-        enabled = self.case["precision"] == "bfloat16"
+        enabled = self.case["precision"] == "bf16"
         return self.torch.autocast(self.device, dtype=self.torch.bfloat16, enabled=enabled)
 
     def infer(self, x: Any) -> Any:

@@ -27,7 +27,7 @@ PEERS = ("graphc", "eager", "compile", "onnxruntime")
 PROFILED_CALLS = 5
 MARGIN = 4  # as much memory as graphc's blocks may another peer take
 # TF32 keeps 11 bits of each factor, BF16 8; errors of a net's layers add up to several times that.
-TOLERANCES = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 1e-1}
+TOLERANCES = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1}
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
@@ -214,7 +214,7 @@ def measure(plan: Plan, case: Row, seconds: float) -> Row:
     peers = [
         p
         for p in plan.peers
-        if p != "onnxruntime" or (case["mode"] == "inference" and case["precision"] != "bfloat16")
+        if p != "onnxruntime" or (case["mode"] == "inference" and case["precision"] != "bf16")
     ]
     row = _Row(plan, case, seconds)
     try:

@@ -189,7 +189,7 @@ def plan_of(context: Context, seconds: float, peers: tuple[str, ...]) -> speed.P
         nets=tuple(n for n in speed.SHARES if n in options.nets) if options.nets else nets,
         batches=tuple(options.batches or ((2,) if dry else (64,) if small else speed.BATCHES)),
         modes=tuple(options.modes or modes),
-        precisions=("float32",) if dry else device_peers.built_precisions(),
+        precisions=("fp32",) if dry else device_peers.built_precisions(),
         peers=peers, rounds=1 if dry else 3 if small else 5, until=time.monotonic() + seconds, timed=not dry,
         memory=equipment.memory_bytes(context.found.facts),
         done=frozenset(speed.key(row) for row in known),
