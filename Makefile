@@ -13,7 +13,7 @@ export GRAPHC_SHARED_TOOLS ?= $(SHARED_TOOLS)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-nets lint format wheel clean
+.PHONY: help demo test test-full lint format wheel clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -25,8 +25,9 @@ demo: $(BIN)/.demo  ## train a LeNet on handwritten digits by generated C (every
 test: $(BIN)/.test  ## run all tests, those against PyTorch included
 	@$(BIN)/python -m pytest $(PYTEST)
 
-test-nets: $(BIN)/.test  ## follow PyTorch for 30 steps of every full-size net (20 minutes)
-	@GRAPHC_FULL=1 $(BIN)/python -m pytest tests/test_models_training.py
+test-full: $(BIN)/.test  ## what takes too long for every run, such as 30 steps of every full-size net (25 minutes)
+	@GRAPHC_FULL=1 $(BIN)/python -m pytest tests/test_models_training.py tests/test_emitted_sanitized.py \
+	    tests/test_commands.py tests/test_cli.py
 
 lint: $(BIN)/.test  ## check style and types
 	$(BIN)/ruff check

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import graphc as gc
 from graphc.graph.interpret import interpret
@@ -17,6 +18,10 @@ from graphc.ops.registry import Sample
 from graphc.passes.specialise import specialise
 from graphc.types import Extent, TensorType, at
 
+full_only = pytest.mark.skipif(
+    os.environ.get("GRAPHC_FULL") != "1",
+    reason="takes long: runs where GRAPHC_FULL=1 is set (make test-full)",
+)
 LARGEST = 5  # the batch that samples are compiled for
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import full_only
 
 import graphc as gc
 from graphc.cli import build, diff, inspect, main
@@ -364,7 +365,10 @@ module = gc.compile({"logits": logits}, gc.losses.cross_entropy(logits, y), gc.S
 
 @pytest.mark.parametrize(
     ("command", "slow"),
-    [*((command, False) for command in EXAMPLES), pytest.param("build", True, marks=pytest.mark.slow)],
+    [
+        *((command, False) for command in EXAMPLES),
+        pytest.param("build", True, marks=[pytest.mark.slow, full_only]),
+    ],
 )
 def test_each_example_works(
     command: str, slow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import full_only
 
 import graphc as gc
 from graphc.cli import nets
@@ -341,6 +342,7 @@ def test_a_bundle_checks_itself(net: str, places: dict[str, str], printed: Print
 
 
 @pytest.mark.slow
+@full_only
 def test_a_large_net_is_exported(places: dict[str, str], printed: Printed, tmp_path: Path) -> None:
     """All weights are in the file, at least: batch norm is folded into the convolutions."""
     build(places["resnet50"], tmp_path / "bundle", printed)

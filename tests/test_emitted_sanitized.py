@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from emitted import NETS, Emission, driver, emission, sample_modules
+from helpers import full_only
 
 import graphc as gc
 from graphc.build import BuildOptions, build_program
@@ -50,7 +51,7 @@ def assert_clean(modules: Sequence[Emission], openmp: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=full_only)])
 def test_every_sample_is_clean(dtype: DType) -> None:
     """Forward, and training with and without commit, of all samples and of some nets, at three batches.
 

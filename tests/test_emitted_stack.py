@@ -14,6 +14,8 @@ from graphc.emit.stack import stack_bound
 from graphc.export import TARGETS
 from graphc.isa import ISAS
 
+QUICK = gc.BuildOptions(optimisation=("-O1",))  # of what only records a batch
+
 
 def module() -> gc.Module:
     """Return a net with many kinds of kernels: direct and Winograd's convolutions, pooling, batch norm, softmax."""
@@ -24,7 +26,7 @@ def module() -> gc.Module:
     h = gc.nn.dropout(gc.tanh(gc.nn.linear(gc.flatten(h), 50)), 0.5)
     logits = gc.nn.linear(h, 10)
     loss = gc.losses.cross_entropy(logits, y)
-    return gc.compile({"logits": logits}, loss, gc.Adam(lr=0.01), batch=16, name="many")
+    return gc.compile({"logits": logits}, loss, gc.Adam(lr=0.01), batch=16, name="many", build=QUICK)
 
 
 @pytest.mark.parametrize("target", ["native", "x86-64", "aarch64", "armv7"])
@@ -33,7 +35,7 @@ def test_compilers_need_no_more_stack_than_stated(target: str, tmp_path: Path) -
     compiler = TARGETS[target].compiler if target in TARGETS else ""
     if compiler and shutil.which(compiler) is None:
         pytest.skip(f"needs {compiler}")
-    folder = module().export(tmp_path / "many", train=True, target=target)
+    folder = module().export(tmp_path / "many", train=True, target=target, build=QUICK)
     done = subprocess.run(
         ["make", "-s", "stack"], cwd=folder, capture_output=True, text=True, timeout=300, check=True
     )

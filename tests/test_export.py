@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exported import (
+from bundles import (
     ADDRESSES,
     BARE,
     MATHEMATICS,

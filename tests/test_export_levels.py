@@ -32,6 +32,9 @@ def net(batch: int = 4) -> gc.Module:
     return gc.compile({"logits": logits}, loss, gc.SGD(lr=0.05, momentum=0.9), batch=batch, name="net")
 
 
+QUICK = gc.BuildOptions(optimisation=("-O1",))  # of what only folds weights and records a batch
+
+
 def run(folder: Path, *command: str) -> str:
     """Run a command in a folder and return what it prints."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
@@ -44,7 +47,7 @@ def run(folder: Path, *command: str) -> str:
 def test_the_level_of_the_processor_is_chosen_when_it_runs(train: bool, tmp_path: Path) -> None:
     """A Nehalem, a Haswell and this machine each run code of their own, on the same weights, to the same results."""
     module = net()
-    folder = module.export(tmp_path / "net", train=train, target=LEVELS)
+    folder = module.export(tmp_path / "net", train=train, target=LEVELS, build=QUICK)
     flags = "CFLAGS=-O2 -ffp-contract=off -Wall -Wextra -Werror"
     passed = run(folder, "make", "-s", flags, "check")
     assert passed.count("ok   ") == (2 if train else 1)
@@ -61,7 +64,7 @@ def test_an_older_processor_does_not_run_the_code_of_a_newer_one(tmp_path: Path)
     """Each level tells which it is, by a name that only its own object has; AVX2 code would stop the Nehalem."""
     if shutil.which("qemu-x86_64") is None:
         pytest.skip("needs qemu-x86_64")
-    folder = net().export(tmp_path / "net", target=LEVELS)
+    folder = net().export(tmp_path / "net", target=LEVELS, build=QUICK)
     source = folder / "net.c"
     text = source.read_text()
     for number, name in enumerate(("net_x86_64_v4", "net_x86_64_v3", "net_x86_64")):
@@ -76,7 +79,7 @@ def test_an_older_processor_does_not_run_the_code_of_a_newer_one(tmp_path: Path)
 @on_x86
 def test_every_function_of_the_header_is_there_and_memory_is_enough_for_every_level(tmp_path: Path) -> None:
     """The common header is the only one that callers need."""
-    folder = net().export(tmp_path / "net", train=True, target=LEVELS)
+    folder = net().export(tmp_path / "net", train=True, target=LEVELS, build=QUICK)
     run(folder, "make", "-s", "shared")
     header = re.sub(r"/\*.*?\*/", "", (folder / "net.h").read_text(), flags=re.DOTALL)
     declared = set(re.findall(r"\b(net_\w+)\(", header))
@@ -97,7 +100,7 @@ def test_cmake_gives_every_level_its_flags(tmp_path: Path) -> None:
     """The same library, by CMake."""
     if shutil.which("cmake") is None:
         pytest.skip("needs cmake")
-    folder = net().export(tmp_path / "net", target=LEVELS)
+    folder = net().export(tmp_path / "net", target=LEVELS, build=QUICK)
     run(folder, "cmake", "-S", ".", "-B", "build")
     run(folder, "cmake", "--build", "build")
     assert "ok   predict logits" in run(folder, "./build/net_check")
@@ -107,18 +110,18 @@ def test_cmake_gives_every_level_its_flags(tmp_path: Path) -> None:
 def test_other_targets_cannot_be_in_one_bundle(names: str, tmp_path: Path) -> None:
     """Nor can a level twice; the message tells which there are."""
     with pytest.raises(RangeError, match="x86-64-v4"):
-        net().export(tmp_path / "net", target=names)
+        net().export(tmp_path / "net", target=names, build=QUICK)
 
 
 def test_levels_are_not_a_single_file(tmp_path: Path) -> None:
     """Each is compiled with flags of its own."""
     with pytest.raises(GraphError, match="files of its own"):
-        net().export(tmp_path / "net", target=LEVELS, single_file=True)
+        net().export(tmp_path / "net", target=LEVELS, single_file=True, build=QUICK)
 
 
 def test_without_libm_nothing_of_it_is_linked(tmp_path: Path) -> None:
     """The tangent and the soft maximum's exponential are graphc's own; memory functions are all that is left."""
-    folder = net().export(tmp_path / "net", train=True, libm=False)
+    folder = net().export(tmp_path / "net", train=True, libm=False, build=QUICK)
     assert "-lm" not in (folder / "Makefile").read_text() + (folder / "CMakeLists.txt").read_text()
     run(folder, "make", "-s", "libnet.a", "OPENMP=", "CFLAGS=-O2 -march=native -fno-math-errno -DGC_NO_STDIO")
     symbols = run(folder, "nm", "-u", "libnet.a").split()
@@ -132,15 +135,15 @@ def test_a_net_that_needs_libm_is_refused_without_it(tmp_path: Path) -> None:
     x = gc.input("x", ("N", 4))
     module = gc.compile({"out": gc.exp(gc.sin(x))}, batch=2, name="net")
     with pytest.raises(GraphError, match=r"net calls sin of"):
-        module.export(tmp_path / "sin", libm=False)
+        module.export(tmp_path / "sin", libm=False, build=QUICK)
     double = gc.compile({"out": gc.exp(x)}, batch=2, name="net", dtype="float64")
     with pytest.raises(GraphError, match=r"net calls exp of"):
-        double.export(tmp_path / "exp", libm=False)
+        double.export(tmp_path / "exp", libm=False, build=QUICK)
     y = gc.nn.linear(x, 1)
     adam = gc.compile({"out": y}, gc.mean(y * y), gc.Adam(lr=0.01), batch=2, name="net")
     with pytest.raises(GraphError, match=r"net calls pow of"):
-        adam.export(tmp_path / "adam", train=True, libm=False)
-    adam.export(tmp_path / "predict", libm=False)
+        adam.export(tmp_path / "adam", train=True, libm=False, build=QUICK)
+    adam.export(tmp_path / "predict", libm=False, build=QUICK)
 
 
 @on_x86
@@ -150,7 +153,7 @@ def test_a_static_program_is_small(tmp_path: Path) -> None:
         pytest.skip("needs musl-gcc")
     x = gc.input("x", ("N", 1, 32, 32))
     module = gc.compile({"logits": gc.models.lenet(x)}, name="lenet")
-    folder = module.export(tmp_path / "lenet", target="x86-64-v3")
+    folder = module.export(tmp_path / "lenet", target="x86-64-v3", build=QUICK)
     flags = ("-static", "-O3", "-march=x86-64-v3", "-ffp-contract=off", "-s")
     run(folder, "musl-gcc", *flags, "example.c", "lenet.c", "-lm", "-o", "small")
     assert (folder / "small").stat().st_size < 60_000
@@ -179,7 +182,7 @@ def test_precision_and_threads_are_chosen_when_exporting(tmp_path: Path) -> None
     assert "context->threads = 3;" in source
     assert run(folder, "make", "-s", "check").count("the same bits") == 2
     with pytest.raises(RangeError, match=r"threads must be an int in 1\.\.1024"):
-        net().export(tmp_path / "none", threads=0)
+        net().export(tmp_path / "none", threads=0, build=QUICK)
     with pytest.raises(RangeError, match="dtype must be 'float32' or 'float64', got 'int32'"):
         net().export(tmp_path / "none", dtype="int32")
     assert not (tmp_path / "none").exists()

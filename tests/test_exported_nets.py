@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exported import (
+from bundles import (
     ADDRESSES,
     MATHEMATICS,
     MEMORY_SYMBOLS,
