@@ -27,7 +27,7 @@ test: $(BIN)/.test  ## run all tests, those against PyTorch included
 
 test-full: $(BIN)/.test  ## what takes too long for every run, such as 30 steps of every full-size net (25 minutes)
 	@GRAPHC_FULL=1 $(BIN)/python -m pytest tests/test_models_training.py tests/test_emitted_sanitized.py \
-	    tests/test_commands.py tests/test_cli.py
+	    tests/test_emitted_bits.py tests/test_commands.py tests/test_cli.py
 
 lint: $(BIN)/.test  ## check style and types
 	$(BIN)/ruff check

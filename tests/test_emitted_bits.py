@@ -6,8 +6,8 @@ fillings of the arena: nothing may be read there before it is written. All NaNs 
 contraction is off, so no freedom is left to a compiler: where optimised code differs from unoptimised code, the
 compiler is wrong (gcc 12 was, for pooling windows with `continue` in the loops).
 
-Every build refuses warnings, serial and with OpenMP, in both precisions: what test_emitted_warnings.py does with the
-least instruction set, these do with this machine's, and compiling all samples once more for that would take a minute.
+Every build refuses warnings, serial and with OpenMP: what test_emitted_warnings.py does with the least instruction
+set, in both precisions, these do with this machine's; to compile all samples once more for that would take a minute.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 
 import pytest
 from emitted import NETS, STRICT, driver, sample_modules
+from helpers import full_only
 
 from graphc.build import BuildOptions, build_program
 from graphc.types import DType
@@ -45,7 +46,7 @@ def test_threads_and_openmp_do_not_matter() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=full_only)])
 def test_compilers_and_optimisation_do_not_matter(dtype: DType) -> None:
     """Every optimised build against the serial one by gcc -O1, for one instruction set."""
     want = hashes(dtype, (1,), compiler="gcc", optimisation=("-O1", "-march=native"), openmp=False)

@@ -14,7 +14,8 @@ from graphc.emit.stack import stack_bound
 from graphc.export import TARGETS
 from graphc.isa import ISAS
 
-QUICK = gc.BuildOptions(optimisation=("-O1", "-march=native"))  # of what only records a batch
+# Of what only folds weights and records a batch.
+QUICK = gc.BuildOptions(optimisation=("-O1", "-march=native"))
 
 
 def module() -> gc.Module:

@@ -32,7 +32,8 @@ def net(batch: int = 4) -> gc.Module:
     return gc.compile({"logits": logits}, loss, gc.SGD(lr=0.05, momentum=0.9), batch=batch, name="net")
 
 
-QUICK = gc.BuildOptions(optimisation=("-O1", "-march=native"))  # of what only folds weights and records a batch
+# Of what only folds weights and records a batch.
+QUICK = gc.BuildOptions(optimisation=("-O1", "-march=native"))
 
 
 def run(folder: Path, *command: str) -> str:
