@@ -175,8 +175,8 @@ def compile(
     ``outputs`` names what ``predict`` returns. With a loss the module also evaluates and trains;
     ``metrics`` are further scalars that a step reports. ``batch`` is the largest batch. ``precision`` says what
     matrix products and convolutions round their operands to on a device: ``"tf32"`` (11 significant bits) and
-    ``"bf16"`` (8) are multiplied by tensor cores, several times as fast as ``"fp32"``, which rounds nothing; sums,
-    weights and everything else stay in float32. ``nan_guard=True`` names the
+    ``"bf16"`` (8) are multiplied by tensor cores, ``"fp32"`` rounds nothing; sums, weights and everything else stay
+    in float32. ``nan_guard=True`` names the
     kernel that first writes a NaN or Inf. ``poison=True`` fills the arena with NaNs when a call begins, and every
     buffer again after the last kernel that uses it: results are the same, unless a kernel reads what is not alive.
     ``profile=True`` lets the code note how long every kernel takes, for ``module.profile``.
@@ -206,7 +206,7 @@ def compile(
         winograd=bool(winograd),
         fork_us=_checked_fork(fork_us),
         memory_budget=_checked_budget(memory_budget, loss),
-        rewrites=replace(rewrites, pool=False) if target in DEVICES else rewrites,
+        rewrites=rewrites,
         target="cuda" if target in DEVICES else "c",
         precision=_checked_precision(precision, target, dtype),
         keep_gradients=_checked_gradients(keep_gradients, optimizer),

@@ -88,6 +88,11 @@ class Request:
     precision: Precision = "fp32"  # of the operands of a device's products
     frozen: bool = False  # what is not trained is not read, only what was computed from it ahead
 
+    @property
+    def pools(self) -> bool:
+        """Whether convolutions pool what they compute: their tiles do, where weights are packed."""
+        return self.rewrites.pool and self.isa.packs
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -351,7 +356,7 @@ class Builder:
     def _lower(
         self, name: str, graph: dict[str, Node], special: Specialised | None, results: dict[str, Buffer]
     ) -> None:
-        groups = fuse(graph, self.request.batch, self.request.apart, self.request.rewrites.pool)
+        groups = fuse(graph, self.request.batch, self.request.apart, self.request.pools)
         self.dump(f"{self.step:02d}-{name}-kernels", lambda: print_groups(groups))
         self.step += 1
         stored, inputs = self._stored(graph)
@@ -470,7 +475,7 @@ class Builder:
             layout.params_size, layout.trainable_size, layout.grads_size if self.trained else 0, layout.states_size,
             max((p.arena_bytes for p in self.plans.values()), default=0), offsets, update, self.frozen.size,
         )  # fmt: skip
-        return Compiled(program, self.plans, self.graphs, request.apart, request.rewrites.pool)
+        return Compiled(program, self.plans, self.graphs, request.apart, request.pools)
 
 
 def entry_groups(compiled: Compiled, name: str) -> list[Group]:

@@ -13,7 +13,6 @@ Examples:
 from __future__ import annotations
 
 import datetime
-import inspect
 import json
 import os
 import re
@@ -23,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +32,11 @@ import tables
 from gpu import ptxas
 
 import graphc as gc
-from graphc.api import translate
 from graphc.build.device import ARCHITECTURES, device_compiler
 from graphc.cli.places import model_outputs
 from graphc.emit.cuda import emit_cuda
 from graphc.isa import SIMT
 from graphc.pipeline import Request, compile_program
-from graphc.rewrites import ALL
 
 NETS = (
     "mlp", "lenet", "lenet_1998", "alexnet", "vgg16", "vgg16,norm=True", "googlenet", "googlenet_with_heads",
@@ -56,13 +52,7 @@ def emitted(net: str, batch: int) -> dict[str, str]:
     losses = [gc.losses.cross_entropy(logits, y) for logits in outputs.values()]
     loss = losses[0] + 0.3 * (losses[1] + losses[2]) if len(losses) == 3 else losses[0]
     optimizer = gc.SGD(lr=0.05, momentum=0.9)
-    if "target" in inspect.signature(translate).parameters:
-        given: dict[str, Any] = {"target": "cuda", "batch": batch}
-        return dict(translate(outputs, loss, optimizer, **given).sources)
-    request = Request(
-        "net", outputs, loss, {}, optimizer, batch, "float32",
-        isa=SIMT, target="cuda", rewrites=replace(ALL, pool=False),
-    )  # fmt: skip
+    request = Request("net", outputs, loss, {}, optimizer, batch, "float32", isa=SIMT, target="cuda")
     return dict(emit_cuda(compile_program(request).program, optimizer).sources)
 
 

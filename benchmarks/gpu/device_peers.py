@@ -8,7 +8,6 @@ the cache. A case with device "cpu" is the dry run.
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
@@ -45,13 +44,6 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 KERNELS = 12  # of a call, named in the results
 
 
-def built_precisions() -> tuple[str, ...]:
-    """Return the precisions that gc.compile offers."""
-    import graphc as gc
-
-    return PRECISIONS if "precision" in inspect.signature(gc.compile).parameters else PRECISIONS[:1]
-
-
 def module_of(case: Case) -> tuple[Any, Any]:
     """Return what graphc compiles of a case, and its logits."""
     import graphc as gc
@@ -59,14 +51,13 @@ def module_of(case: Case) -> tuple[Any, Any]:
     net, training = net_of(case), case["mode"] == "training"
     x, y = gc.input("x", ("N", *net.shape)), gc.input("y", ("N",), dtype="int32")
     logits = net.graph(gc, x)
-    precision = {"precision": case["precision"]} if len(built_precisions()) > 1 else {}
     module = gc.compile(
         {"logits": logits},
         loss=gc.losses.cross_entropy(logits, y) if training else None,
         optimizer=gc.SGD(lr=LEARNING_RATE, momentum=MOMENTUM) if training else None,
         batch=case["batch"],
         target=case["target"],
-        **precision,
+        precision=case["precision"],
     )
     return module, logits
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from gpu import equipment
-from gpu.device_peers import PRECISIONS
 from nets import NETS
 from rounds import compare, prepare
 from session import usable
@@ -265,12 +264,6 @@ def add_ratios(row: Row, ceilings: dict[str, Any]) -> None:
             spent = result.get("kernels_ms")
             if spent:
                 row["peers"][peer]["percent_of_product"] = 100 * row["flops"] / spent / 1e9 / most
-
-
-def missing_precisions(built: tuple[str, ...]) -> str:
-    """Return which precisions gc.compile does not offer, "" if it offers all."""
-    lacking = [p for p in PRECISIONS if p not in built]
-    return f"{', '.join(lacking)}: not built (gc.compile takes no precision)" if lacking else ""
 
 
 def titles() -> dict[str, str]:

@@ -189,7 +189,7 @@ def plan_of(context: Context, seconds: float, peers: tuple[str, ...]) -> speed.P
         nets=tuple(n for n in speed.SHARES if n in options.nets) if options.nets else nets,
         batches=tuple(options.batches or ((2,) if dry else (64,) if small else speed.BATCHES)),
         modes=tuple(options.modes or modes),
-        precisions=("fp32",) if dry else device_peers.built_precisions(),
+        precisions=("fp32",) if dry else device_peers.PRECISIONS,
         peers=peers, rounds=1 if dry else 3 if small else 5, until=time.monotonic() + seconds, timed=not dry,
         memory=equipment.memory_bytes(context.found.facts),
         done=frozenset(speed.key(row) for row in known),
@@ -211,10 +211,7 @@ def timing(context: Context, seconds: float) -> Outcome:
     speed.run(plan, add, lambda text: print(f"  {text}", file=sys.stderr, flush=True))
     rows = context.results["rows"]
     notes = [f"{speed.titles()[peer]} skipped: {why}" for peer, why in skipped.items()]
-    notes.append(speed.missing_precisions(device_peers.built_precisions()))
-    text = "\n\n".join(
-        [report.times(rows, markdown=context.options.markdown), "\n".join(filter(None, notes))]
-    )
+    text = "\n\n".join([report.times(rows, markdown=context.options.markdown), "\n".join(notes)])
     refused = [
         row for row in rows for r in row["peers"].values() if r.get("left_out", "").startswith("refused")
     ]

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from functools import partial
 
 from graphc.emit import units
 from graphc.emit.comments import call_text, comment_text, kernel_comment
 from graphc.emit.kernels import anchor_context, loop_context, pack_context
 from graphc.emit.levels import Level, levels_context
+from graphc.emit.locals import SPACES, Identifiers, Locals
 from graphc.emit.movers import helper_call, helper_of
 from graphc.emit.naming import kernel_name
 from graphc.emit.poison import poison_arena, poison_dead
 from graphc.emit.prelude import helpers_for
 from graphc.emit.stack import stack_bound
-from graphc.emit.text import C_TYPE, SUFFIX, indent, minus, signature, statement, times
+from graphc.emit.templates import render
+from graphc.emit.text import C_TYPE, SUFFIX, indent, signature
 from graphc.emit.threads import parallel_from, threads_text
 from graphc.emit.update import STEP_NUMBER, scalar_lines, update_context
 from graphc.emit.weights import weights_context
-from graphc.lower.names import c_name, words
+from graphc.lower.names import words
 from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
 from graphc.program.ir import Buffer, Call, Entry, Kernel, Program, Space
 from graphc.types import at, shape_text
 
 ABI = 1
-_SPACES = {
-    Space.PARAMS: "params",
-    Space.GRADS: "grads",
-    Space.SLOTS: "slots",
-    Space.STATE: "state",
-    Space.FOLDED: "folded",
-    Space.FROZEN: "frozen",
-}
 _BLOCK_SIZES = {
     Space.PARAMS: "PARAMS",
     Space.GRADS: "GRADS",
@@ -70,23 +61,9 @@ _LOCALS = words(
 )
 
 
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("graphc_templates", "c"),
-        undefined=StrictUndefined,
-        trim_blocks=False,
-        keep_trailing_newline=False,
-        autoescape=False,  # the output is C
-    )
-    environment.globals.update(times=times, minus=minus, call=statement)
-    return environment
-
-
 def render_c(template: str, **context: object) -> str:
     """Return a template's text."""
-    file = template if "." in template else f"{template}.c.j2"
-    return _environment().get_template(file).render(**context)
+    return render("c", template if "." in template else f"{template}.c.j2", **context)
 
 
 def _pragma(wanted: bool, loops: int) -> str:
@@ -119,24 +96,6 @@ class Function:
     uses_n: bool
     uses_threads: bool
     more: tuple[str, ...]  # arguments beside buffers, batch and threads
-
-
-class Identifiers:
-    """Hands out identifiers of one scope; an inner scope starts with those of the outer."""
-
-    def __init__(self, taken: set[str]):
-        """Start with what is taken."""
-        self.taken = set(taken)
-
-    def fresh(self, text: str, with_size: bool = False) -> str:
-        """Return text as an identifier, numbered if taken; ``with_size`` also takes ``name_bytes``."""
-        base, number = c_name(text), 1
-        name = base
-        while name in self.taken or (with_size and f"{name}_bytes" in self.taken):
-            number += 1
-            name = f"{base}_{number}"
-        self.taken |= {name, f"{name}_bytes"} if with_size else {name}
-        return name
 
 
 @dataclass(frozen=True)
@@ -311,7 +270,7 @@ class Emitter:
         }  # fmt: skip
 
     def _entry(self, entry: Entry) -> dict[str, object]:
-        local = Locals(self, entry)
+        local = Locals(self.program, entry, self.arguments, self.names.taken)
         kernels = entry.calls[: entry.commit or None]
         calls = [self._call(entry, number, local) for number in range(len(kernels))]
         first = self.program.entries[0]
@@ -337,7 +296,7 @@ class Emitter:
             ["check_commit(context, commit)"] if entry.name == "train_step" and self.program.uses_up else []
         )
         text = "\n".join([*(str(c["text"]) + str(c["guard"]) for c in calls), *tail])
-        lines = local.declarations(text)
+        lines = self._declared(local, text)
         return {
             "name": entry.name,
             "signature": signature(f"int {self.program.name}_{entry.name}", parameters),
@@ -358,6 +317,17 @@ class Emitter:
             "tail": tail,
         }  # fmt: skip
 
+    def _declared(self, local: Locals, text: str) -> list[str]:
+        """Return an entry point's variables: of buffers, and of threads and random numbers where a call uses them."""
+        lines = list(local.lines.values())
+        if any("(arena + " in line for line in lines):
+            lines.insert(0, "char *const arena = memory->arena;")
+        if re.search(r"\bthreads\b", text):
+            lines.append("const int threads = context->threads;")
+        if re.search(r"&random\b", text):
+            lines.append("const gc_random random = {context->seed, context->step};")
+        return lines
+
     def _entry_doc(self, entry: Entry) -> str:
         if entry.name == "train_step" and self.program.uses_up:
             return _UPDATES_DOC
@@ -372,7 +342,7 @@ class Emitter:
         sizes = {Space.PARAMS: p.params_size, Space.GRADS: p.grads_size, Space.SLOTS: p.slots_size,
                  Space.STATE: p.states_size, Space.FOLDED: p.folded_size, Space.FROZEN: p.frozen_size}  # fmt: skip
         checks = [
-            (_SPACES[s], f"sizeof({self.real}) * {self.upper}_{_BLOCK_SIZES[s]}")
+            (SPACES[s], f"sizeof({self.real}) * {self.upper}_{_BLOCK_SIZES[s]}")
             for s, n in sizes.items()
             if s in needed and n
         ]
@@ -451,54 +421,6 @@ class Emitter:
         flat = self.program.update is not None and self.program.update.ranges
         lines += ["update(context, lr);"] if flat else ["(void)lr;"]
         return [*lines, "context->step++;", "}"]
-
-
-class Locals:
-    """The variables of an entry point that point at buffers."""
-
-    def __init__(self, emitter: Emitter, entry: Entry):
-        self.emitter = emitter
-        self.offsets = emitter.program.offsets[entry.name]
-        self.names_taken = Identifiers(emitter.names.taken)
-        self.names: dict[Buffer, str] = {}
-        self.lines: dict[Buffer, str] = {}
-        self.written = {
-            b
-            for call in entry.calls
-            for o, b in zip(call.kernel.operands, call.buffers, strict=True)
-            if o.written
-        }
-        users = Counter(b for call in entry.calls for b in set(call.buffers) if b.space is Space.ARENA)
-        self.workspaces = {b for b, calls in users.items() if calls == 1}
-        for a in (*entry.inputs, *entry.outputs):
-            self.names[a.buffer] = emitter.arguments[a.name]
-
-    def name(self, buffer: Buffer) -> str:
-        """Return the variable of a buffer, declaring it at its first use."""
-        if buffer not in self.names:
-            name = self.names_taken.fresh(buffer.name)
-            ctype = C_TYPE[buffer.dtype]
-            pointer = f"{'' if buffer in self.written else 'const '}{ctype} *"
-            if buffer.space is Space.ARENA:
-                place = f"({ctype} *)(arena + {self.offsets[buffer.name]})"
-            else:
-                place = f"memory->{_SPACES[buffer.space]}" + (f" + {buffer.offset}" if buffer.offset else "")
-                if buffer.dtype != self.emitter.program.dtype:  # an integer constant among the weights
-                    place = f"({pointer})({place})"
-            self.names[buffer] = name
-            self.lines[buffer] = f"{pointer}const {name} = {place}; /* {buffer.size} */"
-        return self.names[buffer]
-
-    def declarations(self, text: str) -> list[str]:
-        """Return the declarations, and those of threads and random numbers where a call uses them."""
-        lines = list(self.lines.values())
-        if any("(arena + " in line for line in lines):
-            lines.insert(0, "char *const arena = memory->arena;")
-        if re.search(r"\bthreads\b", text):
-            lines.append("const int threads = context->threads;")
-        if re.search(r"&random\b", text):
-            lines.append("const gc_random random = {context->seed, context->step};")
-        return lines
 
 
 def cdef_of(header: str) -> str:

@@ -10,20 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from graphc.emit.c import Emitted, Emitter, Exported, Function, Locals, cdef_of, render_c
+from graphc.emit.c import Emitted, Emitter, Exported, Function, cdef_of, render_c
 from graphc.emit.comments import call_text, comment_text, kernel_comment
 from graphc.emit.grid import THREADS, Launch
+from graphc.emit.locals import Locals
 from graphc.emit.movers import helper_of
 from graphc.emit.naming import kernel_name
 from graphc.emit.prelude import helpers_for
 from graphc.emit.products import shares_context, workspace_bytes
 from graphc.emit.simt import kernel_context
-from graphc.emit.text import C_TYPE, indent, minus, signature, times
+from graphc.emit.templates import as_it_stands, render
+from graphc.emit.text import C_TYPE, indent, signature
 from graphc.emit.update import STEP_NUMBER, scalar_lines, update_context
 from graphc.optim import Optimizer
 from graphc.program.ir import Call, Entry, Kernel, Program
@@ -32,16 +31,8 @@ from graphc.types import ITEMSIZE, Precision, at
 _ALIGN = 256  # of the copies of arguments in the arena
 _BLOCK = THREADS  # of the update
 # Functions of the host code; ranges of parameters are updated by kernels called update_1 and so on.
-_TAKEN = {
-    "launch_update",
-    "replay",
-    "device_result",
-    "launches",
-    "graph",
-    "shares",
-    "status",
-    *(f"update_{k}" for k in range(1, 100)),
-}
+_TAKEN = {"launch_update", "replay", "device_result", "launches", "graph", "shares", "status"}
+_TAKEN |= {f"update_{k}" for k in range(1, 100)}
 _HEAD = {
     "N": "const {index} N = ({index})run->batch;",
     "random": "const gc_random numbers = {run->seed, run->step}, *const random = &numbers;",
@@ -51,22 +42,8 @@ _HEAD = {
 """What a kernel declares of a call, by the word in its text that asks for it."""
 
 
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("graphc_templates", "cuda"),
-        undefined=StrictUndefined,
-        trim_blocks=False,
-        keep_trailing_newline=False,
-        autoescape=False,  # the output is CUDA
-    )
-    environment.globals.update(times=times, minus=minus)
-    return environment
-
-
 def _render(template: str, **context: object) -> str:
-    file = template if template.endswith(".j2") else f"{template}.cu.j2"
-    return _environment().get_template(file).render(**context)
+    return render("cuda", f"{template}.cu.j2", **context)
 
 
 @dataclass(frozen=True)
@@ -94,7 +71,15 @@ class _CudaEmitter(Emitter):
     """Emits kernels and host code; what an entry point checks and declares is that of C."""
 
     def __init__(self, program: Program, optimizer: Optimizer | None, graph: str, precision: Precision):
-        super().__init__(_with_copies(program, precision), optimizer, False, {}, False, Exported(graph))
+        # Kernels run one after the other: they share one workspace.
+        self.workspaces = {
+            entry.name: max(
+                (workspace_bytes(c.kernel, program.batch, precision) for c in entry.calls), default=0
+            )
+            for entry in program.entries
+        }
+        whole = _with_copies(program, self.workspaces)
+        super().__init__(whole, optimizer, False, {}, False, Exported(graph))
         self.planned, self.precision = program, precision
         self.names.taken |= {f"launch_{entry.name}" for entry in program.entries} | _TAKEN
         self.parts: dict[Kernel, list[_Part]] = {}
@@ -157,12 +142,8 @@ class _CudaEmitter(Emitter):
         )
 
     def _function(self, kernel: Kernel, users: Sequence[Call], entries: Sequence[str]) -> Function:
-        for buffer in (
-            buffer for call in users for buffer in call.buffers
-        ):  # products read 16 bytes together
-            assert buffer.offset * ITEMSIZE[buffer.dtype] % 16 == 0, (
-                "every array begins at a multiple of that"
-            )
+        # Products read 16 bytes together: every array begins at a multiple of that.
+        assert all(b.offset * ITEMSIZE[b.dtype] % 16 == 0 for call in users for b in call.buffers)
         first = self.names.fresh(kernel_name(kernel, users[0]))
         made = [(first, *kernel_context(kernel, self.program.batch, self.precision))]
         if made[0][3].workspace:
@@ -194,18 +175,21 @@ class _CudaEmitter(Emitter):
 
     def _entry(self, entry: Entry) -> dict[str, object]:
         made: dict[str, Any] = super()._entry(entry)
-        own = ("char *const arena", "const int threads", "const gc_random random")
-        lines = [line for line in made["locals"] if not line.startswith(own)]
         text = "\n".join([*(c["text"] for c in made["calls"]), *made["tail"]])
         return {
-            **made, "locals": lines, "copies": [vars(copy) for copy in _copies(self, entry)],
+            **made, "copies": [vars(copy) for copy in _copies(self, entry)],
             "run": _rounded(self.planned.offsets[entry.name].get("", 0)),
             "uses_run": re.search(r"\brun\b", text) is not None,
             "shares": _shares(self, entry),
-            "uses_arena": any("(arena +" in line for line in lines),
+            "uses_arena": any("(arena +" in line for line in made["locals"]),
             "uses_n_in_checks": any(re.search(r"\bN\b", check) for check in made["checks"]),
             "steps": entry.name == "train_step",
         }  # fmt: skip
+
+    def _declared(self, local: Locals, text: str) -> list[str]:
+        """Return the variables of buffers: kernels find the rest in the run."""
+        del text
+        return list(local.lines.values())
 
     def _commit(self, entry: Entry, local: Locals, dead: Mapping[int, list[str]]) -> list[str]:
         if entry.name != "train_step":
@@ -272,14 +256,9 @@ def _copies(emitter: _CudaEmitter, entry: Entry) -> list[_Copy]:
     return found
 
 
-def _workspace(program: Program, entry: Entry, precision: Precision) -> int:
-    """Return how many bytes an entry point's kernels share for a while: they run one after the other."""
-    return max((workspace_bytes(call.kernel, program.batch, precision) for call in entry.calls), default=0)
-
-
 def _shares(emitter: _CudaEmitter, entry: Entry) -> dict[str, object] | None:
     """Return type and place of the workspace, at the end of the arena, if there is one."""
-    size = _workspace(emitter.planned, entry, emitter.precision)
+    size = emitter.workspaces[entry.name]
     if not size:
         return None
     return {
@@ -288,7 +267,7 @@ def _shares(emitter: _CudaEmitter, entry: Entry) -> dict[str, object] | None:
     }
 
 
-def _with_copies(program: Program, precision: Precision) -> Program:
+def _with_copies(program: Program, workspaces: Mapping[str, int]) -> Program:
     """Return the program with an arena that has room for the run, the arguments and the workspace of every entry."""
     offsets = {}
     for entry in program.entries:
@@ -296,7 +275,7 @@ def _with_copies(program: Program, precision: Precision) -> Program:
         size = _rounded(planned.get("", 0)) + _ALIGN
         for a in (*entry.inputs, *entry.outputs):
             size += _rounded(at(a.buffer.size, program.batch) * ITEMSIZE[a.dtype])
-        offsets[entry.name] = {**planned, "": size + _rounded(_workspace(program, entry, precision))}
+        offsets[entry.name] = {**planned, "": size + _rounded(workspaces[entry.name])}
     return replace(program, offsets=offsets, arena_bytes=max(o[""] for o in offsets.values()))
 
 
@@ -318,7 +297,4 @@ def emit_cuda(
 
 def emulator() -> dict[str, str]:
     """Return the emulator's header by its name, which lies beside a source that a C++ compiler is to compile."""
-    loader = _environment().loader
-    assert loader is not None
-    text, _, _ = loader.get_source(_environment(), "gc_simt.h")
-    return {"gc_simt.h": text}
+    return {"gc_simt.h": as_it_stands("cuda", "gc_simt.h")}

@@ -25,14 +25,10 @@ _TILES = ((128, 128, 2), (128, 64, 2), (64, 128, 2), (64, 64, 1), (64, 32, 1), (
 _SHARED = 48 * 1024  # bytes that a block may have without asking
 _WIDEST = 8  # patches of sums times bytes of one, beside which a thread's registers hold what is on its way
 _SLICE = 16  # steps of the depth that are in shared memory together, at the most
-_TAKEN = (
-    8  # elements of an operand that a thread reads one by one, at places to be computed, before it uses them
-)
+_TAKEN = 8  # elements of an operand that a thread reads one by one, at computed places, before it uses them
 _MULTIPROCESSORS = 132  # of a large device
 _READ = 32  # multiplications of a thread for which it could read an element
-_BLOCKS = (
-    2 * 132
-)  # that keep a large device busy: it has 132 multiprocessors, and each has room for several blocks
+_BLOCKS = 2 * _MULTIPROCESSORS  # that keep it busy: each has room for several
 _LEAST_DEPTH = 128  # of a share: it reads more of its operands then than it writes sums
 _FEW = 8  # shares that a thread adds alone
 
@@ -294,7 +290,7 @@ def _matmul(kernel: Kernel, to: _Lines) -> _Form:
 class _Groups:
     """The channels of a convolution's group, and what to add to an index within it."""
 
-    def __init__(self, s: Any, to: _Lines):
+    def __init__(self, s: Any):
         self.count = s.geometry.groups
         self.inside, self.outside = s.c // self.count, s.o // self.count
         several = self.count > 1
@@ -303,7 +299,7 @@ class _Groups:
 
 
 def _convolution(kernel: Kernel, to: _Lines) -> _Form:
-    s, group = kernel.spec, _Groups(kernel.spec, to)
+    s, group = kernel.spec, _Groups(kernel.spec)
     depth = group.inside * s.kh * s.kw
     weight = f"({group.first_o}row)" if group.first_o else "row"
     lines = [*to.tap(s, "k"), *to.pixel("column", s.oh, s.ow), *to.place(s.geometry)]
@@ -319,7 +315,7 @@ def _convolution(kernel: Kernel, to: _Lines) -> _Form:
 
 
 def _backward_data(kernel: Kernel, to: _Lines) -> _Form:
-    s, g, group = kernel.spec, kernel.spec.geometry, _Groups(kernel.spec, to)
+    s, g, group = kernel.spec, kernel.spec.geometry, _Groups(kernel.spec)
     taps, ((top, _), (left, _)) = s.kh * s.kw, g.padding
     filters = f"weight[(({group.first_o}q) * {group.inside} + row) * {taps} + tap]"
     a = _Side((to.let("q", f"k / {taps}"), to.let("tap", f"k % {taps}")), "", filters, False)
@@ -342,7 +338,7 @@ def _backward_data(kernel: Kernel, to: _Lines) -> _Form:
 
 
 def _backward_weight(kernel: Kernel, to: _Lines) -> _Form:
-    s, group = kernel.spec, _Groups(kernel.spec, to)
+    s, group = kernel.spec, _Groups(kernel.spec)
     pixels, taps = s.oh * s.ow, s.kh * s.kw
     a = _Side(
         (to.let("n", f"k / {pixels}"), to.let("pixel", f"k % {pixels}")), "",

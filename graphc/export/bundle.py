@@ -113,8 +113,6 @@ def make_bundle(
         raise GraphError("export: code for several levels is in files of its own; it cannot be a single file")
     request = replace(request, frozen=True)
     device = targets[0].device
-    if device:
-        request = replace(request, target="cuda", rewrites=replace(request.rewrites, pool=False))
     if not train:
         request = replace(
             request, loss=None, optimizer=None, metrics={}, memory_budget=None, keep_gradients=True
@@ -122,20 +120,7 @@ def make_bundle(
     compiled = [compile_program(replace(request, isa=isa_named(isa))) for isa in level_isas(targets)]
     first = compiled[0]
     optimizer = request.optimizer if train else None
-    emitted = emit_c(first.program, optimizer)
-    manifest = make_manifest(first.program, emitted, optimizer)
-    graph = manifest["fingerprint"]
-    module = Module(manifest, build_extension(request.name, emitted.sources, emitted.cdef, build), {})
-    set_up(module)
-    batch = min(request.batch, _LARGEST)
-    inputs = sample_inputs(first.program, batch)
-    blocks = module.weight_blocks(("params", "slots", "state", "frozen") if train else ("folded",))
-    if train:
-        blocks["params"] = blocks["params"][: first.program.trainable_size]
-    weights = pack_weights(Weights(graph, module.step, module.seed, blocks))
-    records = [_recorded(module, _entry(first.program, "predict"), inputs, batch)] if request.outputs else []
-    if train:
-        records.append(_recorded_training(module, _entry(first.program, "train_step"), inputs, batch))
+    graph, weights, records = _computed(first.program, optimizer, set_up, train=train, build=build)
     program = _as_loaded(first, train)
     if device:
         emitted = emit_cuda(program, optimizer, graph=graph, precision=request.precision)
@@ -144,7 +129,7 @@ def make_bundle(
     else:
         emitted = emit_c(program, optimizer, exported=Exported(graph, single_file, threads=threads))
     bundle = Bundle(
-        targets[0], program, emitted, graph, weights, tuple(records),
+        targets[0], program, emitted, graph, weights, records,
         {entry.name: first.plans[entry.name] for entry in program.entries},
         float(optimizer.lr) if optimizer is not None else 0.0,
     )  # fmt: skip
@@ -159,6 +144,30 @@ def make_bundle(
     return replace(bundle, libm=libm)
 
 
+def _computed(
+    program: Program, optimizer: Optimizer | None, set_up: SetUp, *, train: bool, build: BuildOptions
+) -> tuple[str, bytes, tuple[Record, ...]]:
+    """Build a program here; return the graph's digest, the weights file, and what it gives for a batch."""
+    emitted = emit_c(program, optimizer)
+    manifest = make_manifest(program, emitted, optimizer)
+    graph = manifest["fingerprint"]
+    module = Module(manifest, build_extension(program.name, emitted.sources, emitted.cdef, build), {})
+    set_up(module)
+    blocks = module.weight_blocks(("params", "slots", "state", "frozen") if train else ("folded",))
+    if train:
+        blocks["params"] = blocks["params"][: program.trainable_size]
+    weights = pack_weights(Weights(graph, module.step, module.seed, blocks))
+    batch = min(program.batch, _LARGEST)
+    inputs = sample_inputs(program, batch)
+    entries = {entry.name: entry for entry in program.entries}
+    records = []
+    if entries["predict"].outputs:
+        records.append(_recorded(module, entries["predict"], inputs, batch))
+    if train:
+        records.append(_recorded_training(module, entries["train_step"], inputs, batch))
+    return graph, weights, tuple(records)
+
+
 def _with_levels(
     bundle: Bundle,
     targets: Sequence[Target],
@@ -167,10 +176,8 @@ def _with_levels(
     exported: Exported,
 ) -> Bundle:
     """Return the bundle with a module for every level, and functions that choose among them."""
-    ahead = [(c.graphs.get("fold"), c.graphs.get("freeze")) for c in compiled]
-    if any(graphs != ahead[0] for graphs in ahead) and not (
-        bundle.trains and all(f is None for _, f in ahead)
-    ):
+    here = _computed_here(bundle.trains)
+    if any(c.graphs.get(here) != compiled[0].graphs.get(here) for c in compiled):
         raise GraphError("export: these levels lay out the weights in different ways; export them one by one")
     name, programs, levels = bundle.program.name, [_as_loaded(c, bundle.trains) for c in compiled], []
     for target, program in zip(targets, programs, strict=True):
@@ -192,15 +199,15 @@ def _with_levels(
     return replace(bundle, program=public, emitted=emitted, levels=tuple(levels))
 
 
-def _entry(program: Program, name: str) -> Entry:
-    return next(entry for entry in program.entries if entry.name == name)
+def _computed_here(train: bool) -> str:
+    """Return the entry point whose results come with the weights."""
+    return "freeze" if train else "fold"
 
 
 def _as_loaded(compiled: Compiled, train: bool) -> Program:
     """Return the program without what was computed here, which comes with the weights, and without its operands."""
     program = compiled.program
-    here = "freeze" if train else "fold"
-    entries = tuple(entry for entry in program.entries if entry.name != here)
+    entries = tuple(entry for entry in program.entries if entry.name != _computed_here(train))
     arena = max(compiled.plans[entry.name].arena_bytes for entry in entries)
     program = replace(program, entries=entries, arena_bytes=arena)
     if not train:

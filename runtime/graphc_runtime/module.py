@@ -65,16 +65,7 @@ class Module:
             )
         sizes = manifest["sizes"]
         self._device = Device(self.ffi, self.lib, self.name) if manifest.get("device") else None
-        aligned = self._device.aligned if self._device is not None else host_aligned
-        self._blocks = {
-            name: aligned(sizes[name], self.dtype)
-            for name in ("params", "grads", "slots", "state", "folded", "frozen")
-            if sizes[name] or name != "frozen"  # few modules have one
-        }
-        arena = sizes["arena_bytes"]
-        self._blocks["arena"] = (
-            self._device.arena(arena) if self._device is not None else host_aligned(arena, "uint8")
-        )
+        self._blocks = self._make_blocks(sizes)
         self._context, self._seed, self._threads = self._make_context(seed), seed, 1
         self._stale = self._stale_frozen = self._drawn_later = True
         fixed = [s for s in manifest["params"] if s.get("constant")]
@@ -108,6 +99,19 @@ class Module:
 
     def _function(self, name: str) -> Any:
         return getattr(self.lib, f"{self.name}_{name}")
+
+    def _make_blocks(self, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+        aligned = self._device.aligned if self._device is not None else host_aligned
+        blocks = {
+            name: aligned(sizes[name], self.dtype)
+            for name in ("params", "grads", "slots", "state", "folded", "frozen")
+            if sizes[name] or name != "frozen"  # few modules have one
+        }
+        arena = sizes["arena_bytes"]
+        blocks["arena"] = (
+            self._device.arena(arena) if self._device is not None else host_aligned(arena, "uint8")
+        )
+        return blocks
 
     def _make_context(self, seed: int) -> Any:
         ffi = self.ffi
