@@ -100,12 +100,18 @@ class Module(RuntimeModule):
             )
         if not train and not self._request.outputs:
             raise GraphError(f"export: module {self.name!r} has no outputs to predict")
-        goals = targets_named(target, self._request.isa.name)
+        native = self._request.isa.name
+        if (
+            not self._request.isa.packs
+        ):  # a device's module: its processor is the host's, of which it knows nothing
+            native = isa_of(target_macros(build or BuildOptions()))
+        goals = targets_named(target, native)
         request = replace(
             self._request,
             name=self.name if name is None else _checked_name(name),
             batch=self.batch if batch is None else _checked_batch(batch),
             dtype=self._request.dtype if dtype is None else _checked_dtype(dtype),
+            target="cuda" if goals[0].device else "c",
         )
         _check_threads(threads)
         bundle = make_bundle(

@@ -321,6 +321,27 @@ def test_a_wheel_is_not_for_a_device(tmp_path: Path) -> None:
     assert not (tmp_path / "dist").exists()
 
 
+def test_a_module_for_a_device_is_exported_in_c_as_one_for_a_processor(tmp_path: Path) -> None:
+    """The same text as from a module in C: packed weights, vectors, pooling in the convolutions."""
+    texts = []
+    for target in ("cuda-emulated", "c"):
+        folder = lenet(target, 4).export(tmp_path / target)
+        texts.append({file: (folder / file).read_text() for file in ("lenet.c", "lenet.h")})
+    assert texts[0] == texts[1] and "gc_vec" in texts[0]["lenet.c"]
+
+
+@pytest.mark.parametrize("length", [40, 3000])
+def test_bytes_are_reduced_as_well(length: int) -> None:
+    """By a warp and by a block: the largest, the smallest and where they are."""
+    x = gc.input("x", ("N", length), dtype="uint8")
+    outputs = {"max": gc.max(x, 1), "min": gc.min(x, 1), "argmax": gc.argmax(x, 1), "argmin": gc.argmin(x, 1)}
+    module = gc.compile(outputs, batch=3, name="bytes", target=TARGET, build=QUICKLY_BUILT)
+    given = np.random.default_rng(0).integers(0, 200, (3, length)).astype("uint8")
+    got = module.predict(x=given)
+    for name in outputs:
+        np.testing.assert_array_equal(got[name], getattr(given, name)(axis=1))
+
+
 def test_damaged_weights_are_refused_on_the_device_too(tmp_path: Path) -> None:
     """With the message of C."""
     folder = lenet("c", 4).export(tmp_path / "lenet", target="cuda")

@@ -112,7 +112,7 @@ class _CudaEmitter(Emitter):
         body = "\n".join([*kernels, entry_texts])
         helpers = [_on_device(h) for h in helpers_for(body, self.program.isa)]
         reductions = sorted(
-            set(re.findall(r"\bgc_(warp|block)_(sum|max|min|argmax|argmin)_([fdil])\(", body))
+            set(re.findall(r"\bgc_(warp|block)_(sum|max|min|argmax|argmin)_([fdilb])\(", body))
         )
         tile = (
             indent(_render("tile", shares="gc_add_shares<" in body, precision=self.precision)).strip("\n")
