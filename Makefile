@@ -25,9 +25,10 @@ demo: $(BIN)/.demo  ## train a LeNet on handwritten digits by generated C (every
 test: $(BIN)/.test  ## run all tests, those against PyTorch included
 	@$(BIN)/python -m pytest $(PYTEST)
 
-test-full: $(BIN)/.test  ## what takes too long for every run, such as 30 steps of every full-size net (25 minutes)
-	@GRAPHC_FULL=1 $(BIN)/python -m pytest tests/test_models_training.py tests/test_emitted_sanitized.py \
-	    tests/test_emitted_bits.py tests/test_commands.py tests/test_cli.py
+test-full: $(BIN)/.test  ## what takes too long for every run, such as 30 steps of every full-size net
+	@GRAPHC_FULL=1 $(BIN)/python -m pytest tests/test_models_training.py tests/test_models_torch.py \
+	    tests/test_poison.py tests/test_chunked.py tests/test_emitted_bits.py tests/test_emitted_sanitized.py \
+	    tests/test_emitted_warnings.py tests/test_commands.py tests/test_cli.py
 
 lint: $(BIN)/.test  ## check style and types
 	$(BIN)/ruff check

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers import full_only
 
 import graphc as gc
 from graphc.isa import ISAS
@@ -25,7 +26,13 @@ def module(depth: int, columns: int, batch: int, isa: str, dtype: str, name: str
 
 
 @pytest.mark.parametrize(
-    ("isa", "dtype"), [*((isa, "float32") for isa in sorted(ISAS)), ("avx512", "float64")]
+    ("isa", "dtype"),
+    [
+        ("avx2", "float32"),
+        ("avx512", "float32"),
+        ("avx512", "float64"),
+        *(pytest.param(isa, "float32", marks=full_only) for isa in sorted({*ISAS} - {"avx2", "avx512"})),
+    ],
 )
 def test_chunks_do_not_change_a_bit(isa: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses and gradients of three steps, at the largest batch and at a smaller one."""

@@ -40,8 +40,12 @@ def hashes(dtype: DType, threads: tuple[int, ...], **options: object) -> str:
 
 
 @pytest.mark.slow
+@full_only
 def test_threads_and_openmp_do_not_matter() -> None:
-    """1 to 4 threads among themselves, and OpenMP against the serial build."""
+    """1 to 4 threads among themselves, and OpenMP against the serial build.
+
+    The next test compares OpenMP on 1 to 4 threads with a serial build, too, at another optimisation.
+    """
     assert hashes("float32", THREADS, openmp=True) == hashes("float32", (1,), openmp=False)
 
 

@@ -61,6 +61,7 @@ def test_every_sample_is_clean(dtype: DType) -> None:
     assert_clean([*sample_modules(dtype, guarded=True), *nets], openmp=True)
 
 
+@full_only
 def test_nets_are_clean_without_openmp() -> None:
     """The serial build is the same text without the directives: on one thread it runs through the same addresses."""
     assert_clean([make(guarded=True) for make in NETS], openmp=False)

@@ -16,6 +16,7 @@ from emitted import (
     lenet_module,
     sample_modules,
 )
+from helpers import full_only
 
 import graphc as gc
 from graphc.types import DType
@@ -42,7 +43,17 @@ def assert_no_warnings(compiler: str, dtype: DType, flags: tuple[str, ...], fold
 @pytest.mark.parametrize(
     ("compiler", "dtype", "flags"),
     [
-        pytest.param(*compiler.values, dtype, flags, marks=compiler.marks, id=f"{compiler.values[0]}-{name}")
+        pytest.param(
+            *compiler.values,
+            dtype,
+            flags,
+            id=f"{compiler.values[0]}-{name}",
+            # test_emitted_bits.py builds what gcc makes without OpenMP.
+            marks=[
+                *compiler.marks,
+                *([full_only] if (compiler.values[0], name) == ("gcc", "serial") else []),
+            ],
+        )
         for compiler in COMPILERS
         for name, dtype, flags in LEAST[compiler.values[0]]
     ],

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch_nets as peers
+from helpers import full_only
 
 import graphc as gc
 from graphc import models
@@ -99,6 +100,7 @@ SINGLE = [
 ]  # fmt: skip
 # Nets with batch norm that are trained for some steps, too.
 STEPPED = ["vgg16_bn", "googlenet_bn_5x5", "resnet18", "resnet50", "resnet_cifar20"]
+LONG = ["googlenet_bn_5x5", "resnet101", "resnet152"]  # in double precision: more of what others are
 SLOW = ["alexnet", "googlenet_bn_3x3", "googlenet_bn_5x5", "resnet50", "resnet101", "resnet152"]
 
 
@@ -194,7 +196,13 @@ def assert_small(errors: Mapping[str, float], tolerance: float) -> None:
     assert not wrong, f"above {tolerance:.0e}: {wrong}"
 
 
-@pytest.mark.parametrize("case", parameters(case.label for case in CASES))
+@pytest.mark.parametrize(
+    "case",
+    [
+        *parameters(case.label for case in CASES if case.label not in LONG),
+        *(pytest.param(*p.values, id=p.id, marks=[*p.marks, full_only]) for p in parameters(LONG)),
+    ],
+)
 def test_double_precision(case: Case) -> None:
     """Logits agree to 1e-10 of the largest, gradients and, after ten steps, statistics and weights to 1e-9.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch_nets as peers
+from helpers import full_only
 
 import graphc as gc
 from graphc import models
@@ -18,9 +18,6 @@ from graphc import models
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 STEPS, IMAGES, MOMENTUM, DECAY = 30, 8, 0.9, 5e-4
-FULL = pytest.mark.skipif(
-    os.environ.get("GRAPHC_FULL") != "1", reason="takes a minute or more: runs where GRAPHC_FULL=1 is set"
-)
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,7 @@ def batches(case: Case) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         pytest.param(case, id=case.label, marks=[pytest.mark.slow] if case.label == "resnet18" else [])
         for case in ALWAYS
     ]
-    + [pytest.param(case, id=case.label, marks=[FULL, pytest.mark.slow]) for case in LONG],
+    + [pytest.param(case, id=case.label, marks=[full_only, pytest.mark.slow]) for case in LONG],
 )
 def test_thirty_steps(case: Case) -> None:
     """Losses agree to 1e-3 in single precision while they fall, and logits of what was learned to 1e-4.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from emitted import emission, lenet_module
+from helpers import full_only
 
 import graphc as gc
 from graphc import models
@@ -60,6 +61,13 @@ CASES = [
     Case("resnet_cifar56", partial(models.resnet_cifar, width=4, depth=56), (3, 32, 32)),
 ]
 SLOW = ("googlenet_with_heads", "resnet34", "resnet50", "resnet101", "resnet152")
+# More of what GoogLeNet, ResNet-18 and ResNet-50 are.
+LONG = ("googlenet_with_heads", "resnet34", "resnet101", "resnet152")
+
+
+def marks(label: str) -> list[pytest.MarkDecorator]:
+    """Return when a net is tested."""
+    return [pytest.mark.slow] * (label in SLOW) + [full_only] * (label in LONG)
 
 
 def compiled(case: Case, poison: bool) -> gc.Module:
@@ -92,10 +100,7 @@ def differing(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> list[s
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, id=case.label, marks=[pytest.mark.slow] if case.label in SLOW else [])
-        for case in CASES
-    ],
+    [pytest.param(case, id=case.label, marks=marks(case.label)) for case in CASES],
 )
 def test_a_net_does_not_notice(case: Case) -> None:
     """The same bits with and without poison."""
