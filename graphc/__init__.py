@@ -13,7 +13,7 @@
     module.train_step(x=images, y=labels)
 """
 
-from graphc import initialisers, losses, metrics, models, nn, optim
+from graphc import initialisers, losses, metrics, models, nn, onnx, optim
 from graphc.api import Module, compile
 from graphc.build import BuildOptions
 from graphc.differentiate import grad
@@ -146,6 +146,7 @@ __all__ = [
     "nn",
     "not_equal",
     "one_hot",
+    "onnx",
     "optim",
     "pad",
     "parameter",

@@ -1,0 +1,241 @@
+"""Walks over the nodes of an ONNX graph and applies the rule of each."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from graphc.errors import GraphcError, GraphError
+from graphc.graph.node import Node
+from graphc.graph.source import Source, attribute_to
+from graphc.initialisers import Array
+from graphc.onnx import rules as _  # noqa: F401  # enters the rules
+from graphc.onnx.bodies import attribute_value, decomposition, schema_defaults, type_proto
+from graphc.onnx.fold import fold
+from graphc.onnx.names import identifier, numbered
+from graphc.onnx.package import onnx_package
+from graphc.onnx.site import FOLDED, RULES, Site, UnsupportedError
+from graphc.onnx.values import Known, Value
+from graphc.ops.leaves import Parameter, Scope, constant
+from graphc.types import DTYPES
+
+Environment = MutableMapping[str, Value]
+_DEEPEST = 20  # functions within functions; a model whose functions call each other has no end
+
+
+class OnnxImportError(GraphError):
+    """A model that cannot be imported; ``inputs`` are inputs whose values would have to be known for it."""
+
+    inputs: tuple[str, ...] = ()
+
+
+class RefusedError(Exception):
+    """A node within this one was refused, and listed."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A node that cannot be imported, and why."""
+
+    name: str
+    op: str
+    version: int
+    reason: str
+
+    def __str__(self) -> str:
+        """Return a line of the error."""
+        return f"  {self.op} (opset {self.version}) {self.name!r}: {self.reason}"
+
+
+@dataclass
+class Progress:
+    """What the parts of one import share."""
+
+    file: str
+    trainable: Sequence[str]
+    freeze: Sequence[str]
+    functions: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    parameters: dict[str, Node] = field(default_factory=dict)
+    refusals: list[Refusal] = field(default_factory=list)
+    needed: dict[str, None] = field(default_factory=dict)
+    line: int = 0
+    depth: int = 0
+
+    def raise_refusals(self) -> None:
+        """Raise one error that lists every node that cannot be imported.
+
+        Raises:
+            OnnxImportError: there are some.
+        """
+        if not self.refusals:
+            return
+        lines = "\n".join(map(str, self.refusals))
+        count = len(self.refusals)
+        error = OnnxImportError(f"{self.file}: {count} node{'s' * (count > 1)} cannot be imported:\n{lines}")
+        error.inputs = tuple(self.needed)
+        raise error
+
+
+@dataclass
+class Importer:
+    """Imports the nodes of one graph, or of the body of a function, into ``values``."""
+
+    progress: Progress
+    opsets: Mapping[str, int]
+    values: Environment
+    given: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # attributes of the function that this is the body of
+    within: str = ""
+
+    def nodes(self, nodes: Iterable[Any]) -> None:
+        """Import nodes in their order, each of which enters its results into the values."""
+        for node in nodes:
+            if not self.within:
+                self.progress.line += 1
+            try:
+                with attribute_to(Source(self.progress.file, self.progress.line)):
+                    self._node(node)
+            except RefusedError:
+                pass  # it is in the list, by the name that it has there
+            except UnsupportedError as error:
+                self._refuse(node, str(error))
+                self.progress.needed |= dict.fromkeys(error.inputs)
+            except GraphcError as error:
+                self._refuse(node, str(error))
+
+    def materialise(self, known: Known) -> Node:
+        """Return the tensor of a known array: the parameter of a weight, a constant of any other."""
+        if known.symbolic:
+            raise UnsupportedError("a shape that depends on the run-time batch is used as a tensor")
+        if str(known.array.dtype) not in DTYPES:
+            raise UnsupportedError(f"an array of {known.array.dtype} is not supported")
+        if not known.weight:
+            return constant(known.array, str(known.array.dtype))
+        parameters = self.progress.parameters
+        if known.weight not in parameters:
+            name = self._parameter_name(known.weight)
+            scope, _, last = name.rpartition(".")
+            learned = _matches(known.weight, self.progress.trainable)
+            leaf = Parameter(
+                "float64" if known.array.dtype == np.float64 else "float32", known.array.shape,
+                Array(known.array), Scope("parameter", scope or last), last if scope else "",
+                learned and not _matches(known.weight, self.progress.freeze),
+            )  # fmt: skip
+            parameters[known.weight] = leaf(name=name)
+        return parameters[known.weight]
+
+    def inline(self, graph: Any, given: Sequence[Value]) -> list[Value]:
+        """Import the nodes of a graph that is an attribute; it sees the names around it."""
+        onnx = onnx_package()
+        own: dict[str, Value] = {t.name: Known(onnx.numpy_helper.to_array(t)) for t in graph.initializer}
+        own.update(zip((i.name for i in graph.input), given, strict=True))
+        inner = replace(
+            self, values=ChainMap(own, self.values), within=self.within or graph.name or "subgraph"
+        )
+        return inner.body(graph.node, [o.name for o in graph.output])
+
+    def body(self, nodes: Iterable[Any], results: Sequence[str]) -> list[Value]:
+        """Import nodes and return what they are there for.
+
+        Raises:
+            RefusedError: one of them was refused.
+        """
+        if self.progress.depth > _DEEPEST:
+            raise UnsupportedError(f"functions and graphs are nested more than {_DEEPEST} deep")
+        self.progress.depth += 1
+        try:
+            self.nodes(nodes)
+        finally:
+            self.progress.depth -= 1
+        missing = [name for name in results if name not in self.values]
+        if missing:
+            raise RefusedError
+        return [self.values[name] for name in results]
+
+    def _parameter_name(self, name: str) -> str:
+        taken = {node.name for node in self.progress.parameters.values()}
+        return next(n for n in numbered(identifier(name, dots=True)) if n not in taken)
+
+    def _refuse(self, node: Any, reason: str) -> None:
+        name = node.name or ", ".join(node.output)
+        title = f"{node.domain}.{node.op_type}" if node.domain else str(node.op_type)
+        refusal = Refusal(
+            f"{self.within}/{name}" if self.within else name, title, self.opsets.get(_domain(node), 0), reason
+        )
+        self.progress.refusals.append(refusal)
+
+    def _node(self, node: Any) -> None:
+        key = (_domain(node), str(node.op_type))
+        values = self.values
+        missing = [n for n in node.input if n and n not in values]
+        version = self.opsets.get(key[0], 1)
+        written = key in RULES or key in FOLDED
+        body = None if written or missing else self._body_of(node, key, version)
+        if not (written or missing or body):
+            raise UnsupportedError("there is no rule for this operator")
+        if missing:
+            return  # results of a node that was refused: that one is reported
+        site = Site(
+            key[1], node.name, version, tuple(values[n] if n else None for n in node.input),
+            {a.name: value for a in node.attribute if (value := self._attribute(a)) is not None},
+            len(node.output), self,
+        )  # fmt: skip
+        found = self._folded(key, site, node)
+        if found is None:
+            found = RULES[key](site) if body is None else self._call(body, site, node)
+        results: Sequence[Value] = (found,) if isinstance(found, (Node, Known)) else found
+        for name, value in zip(node.output, results, strict=False):
+            if name:
+                values[name] = value
+
+    def _folded(self, key: tuple[str, str], site: Site, node: Any) -> Value | Sequence[Value] | None:
+        """Return the results of a node whose inputs are all known, if it can be computed now."""
+        given = [v for v in site.values if v is not None]
+        arrays = [v for v in given if isinstance(v, Known)]
+        if len(arrays) < len(given) or any(v.weight for v in arrays):
+            return None if key in RULES or key not in FOLDED else FOLDED[key](site)
+        if key in FOLDED:
+            return FOLDED[key](site)
+        if any(v.symbolic for v in arrays):
+            return None
+        inputs = [v.array if isinstance(v, Known) else None for v in site.values]
+        return fold(node, inputs, self.opsets)
+
+    def _body_of(self, node: Any, key: tuple[str, str], version: int) -> Any:
+        """Return the function that a node stands for: one of the model's, or ONNX's own decomposition."""
+        if key in self.progress.functions:
+            return self.progress.functions[key]
+        types = [type_proto(self.values[n]) if n else None for n in node.input]
+        return decomposition(node, key[0], version, types)
+
+    def _call(self, function: Any, site: Site, node: Any) -> list[Value]:
+        """Import the body of a function in place of the node that calls it."""
+        values: dict[str, Value] = {
+            name: value for name, value in zip(function.input, site.values, strict=False) if value is not None
+        }
+        onnx = onnx_package()
+        defaults = {a.name: attribute_value(onnx, a) for a in function.attribute_proto}
+        opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in function.opset_import}
+        given = {**defaults, **schema_defaults(node, _domain(node), site.version), **site.attributes}
+        within = "/".join(filter(None, (self.within, node.name or node.op_type)))
+        inner = Importer(self.progress, {**self.opsets, **opsets}, values, given, within)
+        return inner.body(function.node, list(function.output)[: site.outputs])
+
+    def _attribute(self, attribute: Any) -> Any:
+        if attribute.ref_attr_name:
+            return self.given.get(attribute.ref_attr_name)
+        return attribute_value(onnx_package(), attribute)
+
+
+def _domain(node: Any) -> str:
+    return "" if node.domain == "ai.onnx" else str(node.domain)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, p) for p in patterns)

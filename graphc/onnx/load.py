@@ -1,0 +1,172 @@
+"""``load``: an ONNX model becomes tensors of a graph."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphc.errors import GraphError, RangeError, UnknownNameError
+from graphc.graph.node import Node, names_the_line
+from graphc.onnx.importer import Importer, Progress
+from graphc.onnx.names import unique_names
+from graphc.onnx.package import onnx_package
+from graphc.onnx.values import Known, Value
+from graphc.ops.leaves import input_
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model as tensors of a graph.
+
+    ``inputs`` and ``outputs`` are named as in the file, with ``_`` for characters that no identifier may have;
+    ``parameters`` are the weights and ``tensors`` all results of nodes, under the file's names: cut the net at one of
+    them to put another head on it.
+    """
+
+    name: str
+    inputs: Mapping[str, Node]
+    outputs: Mapping[str, Node]
+    parameters: Mapping[str, Node]
+    tensors: Mapping[str, Node]
+
+
+@names_the_line
+def load(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    dims: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int | str]] | None = None,
+    constants: Mapping[str, np.ndarray] | None = None,
+    trainable: str | Sequence[str] = "*",
+    freeze: str | Sequence[str] = (),
+) -> Imported:
+    """Return an ONNX model (a file, its bytes, or a ``ModelProto``) as tensors of a graph.
+
+    A symbolic first dimension of an input is the run-time batch ``N``. ``dims`` gives other symbolic dimensions, or
+    this one, a value by name; ``shapes`` replaces whole shapes of inputs, in which ``"N"`` may be the first extent;
+    ``constants`` fixes the values of inputs, such as the shape that a Reshape gets as an input.
+
+    Floating-point initializers with axes become parameters of the same name. Those that match ``trainable`` and not
+    ``freeze`` (a pattern or several, as in a shell) are learned.
+
+    Raises:
+        GraphcError: the model is damaged, a symbolic dimension has no value, or nodes cannot be imported: the error
+            lists each with its name, operator, version and reason.
+    """
+    found = import_model(
+        model, dims=dims or {}, shapes=shapes or {}, constants=constants or {},
+        progress=Progress("", _patterns(trainable), _patterns(freeze)),
+    )  # fmt: skip
+    outputs = {name: found.tensor(value) for name, value in found.outputs.items()}
+    tensors = {name: v for name, v in found.importer.values.items() if isinstance(v, Node)}
+    return Imported(found.name, found.inputs, outputs, found.importer.progress.parameters, tensors)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model whose nodes are imported, some of whose outputs may be known arrays."""
+
+    name: str
+    importer: Importer
+    inputs: dict[str, Node]
+    outputs: dict[str, Value]
+
+    def tensor(self, value: Value) -> Node:
+        """Return a value as a tensor of the graph."""
+        return value if isinstance(value, Node) else self.importer.materialise(value)
+
+
+def import_model(
+    model: Any, *, dims: Mapping[str, int], shapes: Mapping[str, Sequence[int | str]],
+    constants: Mapping[str, np.ndarray], progress: Progress,
+) -> Found:  # fmt: skip
+    """Read a model and import all its nodes.
+
+    Raises:
+        GraphcError: as ``load``.
+    """
+    onnx = onnx_package()
+    proto = _read(onnx, model)
+    graph = proto.graph
+    named = isinstance(model, (str, os.PathLike))
+    file = progress.file = os.path.basename(os.fspath(model)) if named else graph.name or "model"
+    progress.functions = {(f.domain, f.name): f for f in proto.functions}
+    opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in proto.opset_import}
+    values: dict[str, Value] = {}
+    for tensor in graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        is_weight = array.dtype.kind == "f" and array.ndim > 0
+        values[tensor.name] = Known(array, tensor.name if is_weight else "")
+    unknown = [name for name in (*constants, *shapes) if name not in {i.name for i in graph.input}]
+    if unknown:
+        raise UnknownNameError(f"{file} has no input {', '.join(map(repr, unknown))}")
+    wanted = [i for i in graph.input if i.name not in values]
+    values.update({name: Known(np.asarray(array)) for name, array in constants.items()})
+    names, batch = unique_names(i.name for i in wanted), _batch_name(wanted)
+    inputs: dict[str, Node] = {}
+    for declared in wanted:
+        if declared.name not in constants:
+            inputs[names[declared.name]] = values[declared.name] = _input(
+                onnx,
+                declared,
+                names[declared.name],
+                shapes.get(declared.name) or _shape(declared, dims, batch),
+            )
+    importer = Importer(progress, opsets, values)
+    importer.nodes(graph.node)
+    progress.raise_refusals()
+    outputs = unique_names(o.name for o in graph.output)
+    return Found(graph.name, importer, inputs, {outputs[o.name]: values[o.name] for o in graph.output})
+
+
+def _input(onnx: Any, declared: Any, name: str, shape: Sequence[int | str]) -> Node:
+    if not declared.type.HasField("tensor_type"):
+        raise GraphError(f"onnx: input {declared.name!r} is no tensor")
+    dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(declared.type.tensor_type.elem_type)))
+    return input_(name, tuple(shape), dtype)
+
+
+def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _read(onnx: Any, model: Any) -> Any:
+    if isinstance(model, onnx.ModelProto):
+        return model
+    if isinstance(model, bytes):
+        return onnx.load_model_from_string(model)
+    return onnx.load(str(Path(model)))
+
+
+def _batch_name(inputs: Sequence[Any]) -> str | None:
+    """Return the name of the first symbolic dimension that an input begins with."""
+    firsts = [i.type.tensor_type.shape.dim[0] for i in inputs if len(i.type.tensor_type.shape.dim)]
+    return next((d.dim_param for d in firsts if d.dim_param), None)
+
+
+def _shape(declared: Any, dims: Mapping[str, int], batch: str | None) -> tuple[int | str, ...]:
+    shape: list[int | str] = []
+    for axis, dim in enumerate(declared.type.tensor_type.shape.dim):
+        if dim.HasField("dim_value"):
+            if dim.dim_value < 1:
+                raise RangeError(f"onnx: input {declared.name!r}: extent {dim.dim_value} of axis {axis}")
+            shape.append(int(dim.dim_value))
+        elif dim.dim_param in dims:
+            shape.append(int(dims[dim.dim_param]))
+        elif axis == 0 and dim.dim_param in ("", batch):
+            shape.append("N")
+        else:
+            known = dim.dim_param or f"axis {axis}"
+            raise GraphError(
+                f"onnx: input {declared.name!r}: the dimension {known!r} has no value; give it one with "
+                f"dims={{{known!r}: ...}}"
+            )
+    return tuple(shape)

@@ -1,0 +1,45 @@
+"""What a name of an ONNX graph stands for while it is read: a tensor of the graph, or an array that is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from graphc.graph.node import Node
+from graphc.types import Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """An array that is known while the model is read.
+
+    An element of a shape that depends on the run-time batch is an :class:`graphc.types.Extent`; the array's dtype
+    is object then. ``weight`` is the name of the initializer that the array is, where it is a floating-point one
+    with axes: such an array becomes a parameter as soon as the graph needs it. It is "" for all others.
+    """
+
+    array: np.ndarray
+    weight: str = ""
+
+    @property
+    def symbolic(self) -> bool:
+        """Whether an element depends on the run-time batch."""
+        return self.array.dtype == object
+
+
+Value: TypeAlias = Node | Known
+
+
+def shape_of(value: Value) -> Shape:
+    """Return the shape of what a name stands for."""
+    return value.shape if isinstance(value, Node) else value.array.shape
+
+
+def known_sizes(sizes: Shape) -> Known:
+    """Return a shape as an int64 array, or as an array of objects where an extent depends on the batch."""
+    whole = all(isinstance(d, int) for d in sizes)
+    array = np.empty(len(sizes), np.int64 if whole else object)
+    array[:] = sizes
+    return Known(array)

@@ -1,0 +1,122 @@
+"""graphc as a backend of ONNX's own tests: ``onnx.backend.test.BackendTest(graphc.onnx_backend.Backend)``.
+
+A model is imported, compiled to C, built and called. An input whose value has to be known when compiling, such as
+the shape that a Reshape gets as an input, is taken from the first call.
+"""
+
+from __future__ import annotations
+
+import unittest
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+from onnx.backend.base import Backend as BaseBackend
+from onnx.backend.base import BackendRep
+
+from graphc.api import Module, compile
+from graphc.build import BuildOptions
+from graphc.errors import GraphcError
+from graphc.graph.node import Node
+from graphc.onnx.importer import OnnxImportError, Progress
+from graphc.onnx.load import Found, import_model
+from graphc.onnx.names import unique_names
+from graphc.onnx.values import Known
+
+_BUILD = BuildOptions(optimisation=("-O1",))
+
+
+class UnsupportedError(unittest.SkipTest):
+    """A model that graphc says it does not take; tests of it are skipped with the reason."""
+
+
+class Rep(BackendRep):
+    """A model, which is imported and compiled at the first call.
+
+    ``known`` names those outputs that importing alone told, so that nothing was compiled for them.
+    """
+
+    def __init__(self, model: ModelProto):
+        """Keep the model."""
+        self._model = model
+        self._module: Module | None = None
+        self._found: Found | None = None
+        self._constants: dict[str, np.ndarray] = {}
+        self.known: tuple[str, ...] = ()
+
+    def run(self, inputs: Any, **kwargs: Any) -> tuple[np.ndarray, ...]:
+        """Return the outputs in their order.
+
+        Raises:
+            UnsupportedError: the model cannot be imported or compiled.
+        """
+        del kwargs
+        names = [i.name for i in self._model.graph.input]
+        given = dict(inputs) if isinstance(inputs, dict) else dict(zip(names, inputs, strict=False))
+        arrays = {name: np.asarray(value) for name, value in given.items() if value is not None}
+        try:
+            found, module = self._compiled(arrays)
+        except GraphcError as error:
+            raise UnsupportedError(str(error)) from error
+        held = unique_names(n for n in names if n not in self._initialised())
+        feeds = {
+            held[name]: array for name, array in arrays.items() if name in held and held[name] in found.inputs
+        }
+        fed: Any = {n: feeds[n] for n in module.input_types} if module is not None else {}
+        computed = module.predict(**fed) if module is not None else {}
+        return tuple(
+            value.array if isinstance(value, Known) else computed[name]
+            for name, value in found.outputs.items()
+        )
+
+    def _initialised(self) -> set[str]:
+        return {t.name for t in self._model.graph.initializer}
+
+    def _compiled(self, arrays: dict[str, np.ndarray]) -> tuple[Found, Module | None]:
+        if self._found is None or any(
+            not np.array_equal(arrays[n], v, equal_nan=v.dtype.kind == "f")
+            for n, v in self._constants.items()
+        ):
+            self._found = self._import(arrays)
+            outputs = {n: v for n, v in self._found.outputs.items() if isinstance(v, Node)}
+            self.known = tuple(n for n in self._found.outputs if n not in outputs)
+            self._module = compile(outputs, build=_BUILD, name="model") if outputs else None
+        return self._found, self._module
+
+    def _import(self, arrays: dict[str, np.ndarray]) -> Found:
+        """Import the model, with the values of those inputs that it needs to know, and of those without elements."""
+        overridden = self._initialised()
+        self._constants = {n: a for n, a in arrays.items() if a.size == 0 and n not in overridden}
+        shapes = {n: a.shape for n, a in arrays.items() if n not in overridden}
+        while True:
+            progress = Progress("", (), ())
+            try:
+                return import_model(
+                    self._model, dims={}, constants=self._constants, progress=progress,
+                    shapes={n: s for n, s in shapes.items() if n not in self._constants},
+                )  # fmt: skip
+            except OnnxImportError as error:
+                more = [n for n in error.inputs if n in arrays and n not in self._constants]
+                if not more:
+                    raise
+                self._constants |= {n: arrays[n] for n in more}
+
+
+class Backend(BaseBackend):
+    """graphc on the processor."""
+
+    @classmethod
+    def prepare(cls, model: ModelProto, device: str = "CPU", **kwargs: Any) -> Rep:
+        """Return a model that can be run."""
+        del device, kwargs
+        return Rep(model)
+
+    @classmethod
+    def run_model(cls, model: ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any) -> tuple[Any, ...]:
+        """Return the outputs of a model."""
+        return cls.prepare(model, device, **kwargs).run(inputs)
+
+    @classmethod
+    def supports_device(cls, device: str) -> bool:
+        """Whether there is code for a device here."""
+        return device == "CPU"
