@@ -24,7 +24,7 @@ def numbered(name: str) -> Iterable[str]:
 
 
 def unique_names(names: Iterable[str]) -> dict[str, str]:
-    """Return an identifier for each name, all of them different, and none that the runtime's calls have themselves."""
+    """Return an identifier for each name, all different, and none that the runtime's calls have themselves."""
     found: dict[str, str] = {}
     for name in names:
         taken = {*found.values(), *_KEYWORDS}

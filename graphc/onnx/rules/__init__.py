@@ -1,5 +1,31 @@
 """How each ONNX operator is written in graphc: a function an operator, by family."""
 
-from graphc.onnx.rules import arithmetic, layers, movement, shapes
+from graphc.onnx.rules import (
+    arithmetic,
+    control,
+    convolution,
+    gathering,
+    losses,
+    movement,
+    normalisation,
+    pooling,
+    products,
+    reductions,
+    resizing,
+    shapes,
+)
 
-__all__ = ["arithmetic", "layers", "movement", "shapes"]
+__all__ = [
+    "arithmetic",
+    "control",
+    "convolution",
+    "gathering",
+    "losses",
+    "movement",
+    "normalisation",
+    "pooling",
+    "products",
+    "reductions",
+    "resizing",
+    "shapes",
+]

@@ -1,0 +1,3 @@
+"""Branches and loops whose course is known, and recurrent layers."""
+
+from __future__ import annotations

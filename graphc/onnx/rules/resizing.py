@@ -1,0 +1,3 @@
+"""Operators that sample images at other places: resize, grids, regions."""
+
+from __future__ import annotations
