@@ -207,6 +207,17 @@ def test_streams_keep_their_order(name: str) -> None:
     np.testing.assert_array_equal(floats(name, "streams", values=[x, a]), once * np.float32(2) + a)
 
 
+@pytest.mark.parametrize("name", ["plain", "debug", "sanitized"])
+def test_copies_of_another_stream_must_be_waited_for(name: str) -> None:
+    """Without the wait a kernel reads what was there before, in debug mode; with it, all streams do their work."""
+    x, a = draw(32, seed=7), draw(32, seed=8)
+    expected = [a, x * np.float32(2) + a]
+    np.testing.assert_array_equal(floats(name, "staged", 1, values=[x, a]).reshape(2, 32), expected)
+    copied, late = floats(name, "staged", 0, values=[x, a]).reshape(2, 32)
+    np.testing.assert_array_equal(copied, a)
+    assert np.array_equal(late, expected[1]) == (name == "plain")
+
+
 ANSWERS = """\
 1025 threads, peeked: cudaErrorInvalidConfiguration
 1025 threads: cudaErrorInvalidConfiguration

@@ -543,6 +543,35 @@ static void streams()
     CHECK(cudaFree(a));
 }
 
+// A batch that a second stream copies while another is computed: the first stream must wait for it, unless it is to be
+// seen that it does not. What was copied before, and what is behind the event, has its turn all the same.
+static void staged(int waits)
+{
+    float *const x = read_floats(32), *const a = read_floats(32), *const place = device_floats(32);
+    float *const out = device_floats(64), *pinned;
+    cudaStream_t first, second;
+    cudaEvent_t copied;
+    CHECK(cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking));
+    CHECK(cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking));
+    CHECK(cudaEventCreateWithFlags(&copied, cudaEventDisableTiming));
+    CHECK(cudaHostAlloc(&pinned, 32 * sizeof(float), cudaHostAllocDefault));
+    CHECK(cudaMemcpy(pinned, x, 32 * sizeof(float), cudaMemcpyDeviceToHost));
+    CHECK(cudaMemcpyAsync(place, pinned, 32 * sizeof(float), cudaMemcpyHostToDevice, second));
+    CHECK(cudaEventRecord(copied, second));
+    CHECK(cudaMemcpyAsync(out, a, 32 * sizeof(float), cudaMemcpyDeviceToDevice, second));
+    if (waits) CHECK(cudaStreamWaitEvent(first, copied, 0));
+    GC_LAUNCH(scale_and_add, 1, 32, first, place, 2.0f, a);
+    CHECK(cudaMemcpyAsync(out + 32, place, 32 * sizeof(float), cudaMemcpyDeviceToDevice, first));
+    CHECK(cudaStreamSynchronize(first));
+    CHECK(cudaStreamSynchronize(second));
+    CHECK(cudaFreeHost(pinned));
+    CHECK(cudaEventDestroy(copied));
+    CHECK(cudaStreamDestroy(first));
+    CHECK(cudaStreamDestroy(second));
+    for (float *m : {x, a, place}) CHECK(cudaFree(m));
+    write_floats(out, 64);
+}
+
 #ifdef GC_SIMT_REPORT
 void GC_SIMT_REPORT(const char *message) { printf("reported: %s", message); }
 
@@ -573,6 +602,7 @@ int main(int count, char **words)
     else if (strcmp(name, "errors") == 0) errors();
     else if (strcmp(name, "failing") == 0) failing();
     else if (strcmp(name, "streams") == 0) streams();
+    else if (strcmp(name, "staged") == 0) staged(number);
 #ifdef GC_SIMT_REPORT
     else if (strcmp(name, "reported") == 0) reported();
 #endif

@@ -13,9 +13,11 @@
 //
 // Switches, to be the same in all translation units of a program:
 //
-//   GC_SIMT_DEBUG         threads run in a random order, and shared memory starts as NaNs
+//   GC_SIMT_DEBUG         threads run in a random order, memory starts as NaNs, and copies are as late as they may be
 //   GC_SIMT_SEED=n        (macro or environment variable) the seed of that order, 1 by default
-//   GC_SIMT_FAIL_AFTER=n  (macro or environment variable) the n-th allocation or launch (of a graph, too) fails
+//   GC_SIMT_FAIL_AFTER=n  (macro or environment variable) the n-th allocation, stream or launch (of a graph, too) fails
+//   GC_SIMT_FAIL_COPY=n   (environment variable) the n-th call that copies fails
+//   GC_SIMT_DEVICE_BYTES=n  (macro or environment variable) the memory of the device, 8 GiB by default
 //   GC_SIMT_REPORT=f      what is called with the text of an error instead of printing it and aborting
 //   GC_SIMT_STACK=bytes   of every thread
 //   GC_SIMT_UCONTEXT      switches fibres by <ucontext.h>, which is there for processors without a switch below
@@ -1457,8 +1459,15 @@ struct gc_simt_capture {
     cudaStreamCaptureMode mode;
     bool invalid;
 };
+// What a stream was given and has not done. In debug mode copies wait here until the stream gets other work, or
+// somebody waits for it or for an event behind them: a program that lacks the wait reads what was there before.
+struct gc_simt_queue {
+    std::vector<std::function<void()>> waiting;
+    size_t done = 0; // how many have left
+};
 struct gc_simt_stream {
     unsigned flags = 0;
+    std::shared_ptr<gc_simt_queue> queue = std::make_shared<gc_simt_queue>();
     gc_simt_capture *capture = nullptr;
     unsigned work = 0, joined = 0; // pieces captured here, and how many of them another stream has waited for
 };
@@ -1468,6 +1477,8 @@ struct gc_simt_event {
     unsigned flags = 0;
     bool recorded = false;
     std::chrono::steady_clock::time_point time;
+    std::shared_ptr<gc_simt_queue> queue; // behind how much of what it was recorded
+    size_t place = 0;
     gc_simt_capture *capture = nullptr; // if recorded in a capturing stream: which, and behind how much work
     gc_simt_stream *stream = nullptr;
     unsigned work = 0;
@@ -1480,15 +1491,32 @@ struct allocation {
     void *memory;
     size_t bytes;
 };
+struct countdown { // to a call that shall fail
+    unsigned long long wish = 0, counted = 0;
+};
 struct runtime_state {
     cudaError_t last_error = cudaSuccess;
     bool broken = false; // a kernel failed: every later call does
     std::vector<allocation> device, pinned;
-    std::vector<gc_simt_stream *> capturing;
-    unsigned long long fail_after = 0, counted = 0;
+    std::vector<gc_simt_stream *> streams, capturing;
+    countdown resources, copies;
 };
 GC_SIMT_STATE runtime_state runtime;
-constexpr size_t device_bytes = size_t{8} << 30;
+
+#ifndef GC_SIMT_DEVICE_BYTES
+#define GC_SIMT_DEVICE_BYTES (8ull << 30)
+#endif
+inline size_t device_bytes()
+{
+    const char *const text = getenv("GC_SIMT_DEVICE_BYTES");
+    return static_cast<size_t>(text ? strtoull(text, nullptr, 10) : GC_SIMT_DEVICE_BYTES);
+}
+inline size_t device_bytes_left()
+{
+    size_t used = 0;
+    for (const allocation &a : runtime.device) used += a.bytes;
+    return used < device_bytes() ? device_bytes() - used : 0;
+}
 
 // The last error is kept until cudaGetLastError asks for it.
 inline cudaError_t status(cudaError_t error)
@@ -1498,19 +1526,30 @@ inline cudaError_t status(cudaError_t error)
     return error;
 }
 
-// Whether this allocation or launch is the one that shall fail. Counting starts anew whenever the wish changes.
-inline bool shall_fail()
+// Whether this is the call that shall fail. Counting starts anew whenever the wish changes.
+inline bool counts_down(countdown &state, const char *variable, unsigned long long otherwise)
 {
-    const char *const text = getenv("GC_SIMT_FAIL_AFTER");
-    unsigned long long wish = text ? strtoull(text, nullptr, 10) : 0;
-#ifdef GC_SIMT_FAIL_AFTER
-    if (!text) wish = GC_SIMT_FAIL_AFTER;
+    const char *const text = getenv(variable);
+    const unsigned long long wish = text ? strtoull(text, nullptr, 10) : otherwise;
+    if (wish != state.wish) state = {wish, 0};
+    return ++state.counted == wish;
+}
+#ifndef GC_SIMT_FAIL_AFTER
+#define GC_SIMT_FAIL_AFTER 0
 #endif
-    if (wish != runtime.fail_after) {
-        runtime.fail_after = wish;
-        runtime.counted = 0;
-    }
-    return ++runtime.counted == wish;
+inline bool shall_fail() { return counts_down(runtime.resources, "GC_SIMT_FAIL_AFTER", GC_SIMT_FAIL_AFTER); }
+
+// Does what waits in a queue, up to a place.
+inline void catch_up(gc_simt_queue &queue, size_t place = SIZE_MAX)
+{
+    size_t count = 0;
+    for (; count < queue.waiting.size() && queue.done < place; queue.done++) queue.waiting[count++]();
+    queue.waiting.erase(queue.waiting.begin(), queue.waiting.begin() + static_cast<ptrdiff_t>(count));
+}
+inline void catch_up_all(unsigned but = ~0u)
+{
+    for (gc_simt_stream *s : runtime.streams)
+        if (s->flags != but) catch_up(*s->queue);
 }
 
 // While a stream captures, calls that touch all streams are errors, which end the capture as well: they would not
@@ -1534,22 +1573,25 @@ template <class Work> cudaError_t submit(cudaStream_t stream, const Work &work)
             if (!(s->flags & cudaStreamNonBlocking)) s->capture->invalid = implicit = true;
         }
         if (implicit) return status(cudaErrorStreamCaptureImplicit);
+        catch_up_all(cudaStreamNonBlocking);
     } else if (stream->capture) {
         if (stream->capture->invalid) return status(cudaErrorStreamCaptureInvalidated);
         stream->capture->graph->nodes.push_back(work);
         stream->work++;
         return status(cudaSuccess);
+    } else {
+        catch_up(*stream->queue);
     }
     work();
     return status(cudaSuccess);
 }
 
-inline cudaError_t allocate(std::vector<allocation> &list, void **memory, size_t bytes)
+inline cudaError_t allocate(std::vector<allocation> &list, void **memory, size_t bytes, size_t room)
 {
     if (!memory) return status(cudaErrorInvalidValue);
     if (spoils_capture(false)) return status(cudaErrorStreamCaptureUnsupported);
     *memory = nullptr;
-    if (shall_fail() || bytes > device_bytes) return status(cudaErrorMemoryAllocation);
+    if (shall_fail() || bytes > room) return status(cudaErrorMemoryAllocation);
     if (bytes == 0) return status(cudaSuccess);
     if (posix_memalign(memory, 256, bytes) != 0) {
         *memory = nullptr;
@@ -1565,6 +1607,7 @@ inline cudaError_t allocate(std::vector<allocation> &list, void **memory, size_t
 inline cudaError_t release(std::vector<allocation> &list, void *memory)
 {
     if (!memory) return status(cudaSuccess);
+    catch_up_all();
     for (size_t k = list.size(); k-- > 0;) {
         if (list[k].memory != memory) continue;
         free(memory);
@@ -1576,10 +1619,18 @@ inline cudaError_t release(std::vector<allocation> &list, void *memory)
 
 inline cudaError_t copy(void *target, const void *source, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream)
 {
+    if (counts_down(runtime.copies, "GC_SIMT_FAIL_COPY", 0)) return status(cudaErrorUnknown);
     if (kind < cudaMemcpyHostToHost || kind > cudaMemcpyDefault) return status(cudaErrorInvalidMemcpyDirection);
     if (bytes == 0) return status(cudaSuccess);
     if (!target || !source) return status(cudaErrorInvalidValue);
-    return submit(stream, [=] { memmove(target, source, bytes); });
+    const auto work = [=] { memmove(target, source, bytes); };
+#ifdef GC_SIMT_DEBUG
+    if (stream && !stream->capture) {
+        stream->queue->waiting.push_back(work);
+        return status(cudaSuccess);
+    }
+#endif
+    return submit(stream, work);
 }
 
 inline cudaError_t fill(void *target, int value, size_t bytes, cudaStream_t stream)
@@ -1602,17 +1653,18 @@ inline cudaError_t cudaGetLastError()
 // Memory. Which kind a pointer is of is not checked: all of it is the host's.
 template <class T> cudaError_t cudaMalloc(T **memory, size_t bytes)
 {
-    return gc_simt::allocate(gc_simt::runtime.device, reinterpret_cast<void **>(memory), bytes);
+    const size_t room = gc_simt::device_bytes_left();
+    return gc_simt::allocate(gc_simt::runtime.device, reinterpret_cast<void **>(memory), bytes, room);
 }
-// Managed memory, which host and device see, is that of the device here.
+// Managed memory, which host and device see, is that of the device here; there may be more of it than the device has.
 constexpr unsigned cudaMemAttachGlobal = 1;
 template <class T> cudaError_t cudaMallocManaged(T **memory, size_t bytes, unsigned = cudaMemAttachGlobal)
 {
-    return cudaMalloc(memory, bytes);
+    return gc_simt::allocate(gc_simt::runtime.device, reinterpret_cast<void **>(memory), bytes, SIZE_MAX);
 }
 template <class T> cudaError_t cudaHostAlloc(T **memory, size_t bytes, unsigned)
 {
-    return gc_simt::allocate(gc_simt::runtime.pinned, reinterpret_cast<void **>(memory), bytes);
+    return gc_simt::allocate(gc_simt::runtime.pinned, reinterpret_cast<void **>(memory), bytes, SIZE_MAX);
 }
 template <class T> cudaError_t cudaMallocHost(T **memory, size_t bytes, unsigned flags = 0)
 {
@@ -1652,17 +1704,17 @@ cudaError_t cudaMemcpyToSymbol(
 }
 inline cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
 {
-    size_t used = 0;
-    for (const gc_simt::allocation &a : gc_simt::runtime.device) used += a.bytes;
-    *total_bytes = gc_simt::device_bytes;
-    *free_bytes = used < gc_simt::device_bytes ? gc_simt::device_bytes - used : 0;
+    *total_bytes = gc_simt::device_bytes();
+    *free_bytes = gc_simt::device_bytes_left();
     return gc_simt::status(cudaSuccess);
 }
 
 // The device.
 inline cudaError_t cudaDeviceSynchronize()
 {
-    return gc_simt::status(gc_simt::spoils_capture(true) ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
+    if (gc_simt::spoils_capture(true)) return gc_simt::status(cudaErrorStreamCaptureUnsupported);
+    gc_simt::catch_up_all();
+    return gc_simt::status(cudaSuccess);
 }
 inline cudaError_t cudaGetDeviceCount(int *count)
 {
@@ -1683,7 +1735,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int devic
     if (device != 0) return gc_simt::status(cudaErrorInvalidDevice);
     *properties = cudaDeviceProp{};
     snprintf(properties->name, sizeof properties->name, "graphc's emulator");
-    properties->totalGlobalMem = gc_simt::device_bytes;
+    properties->totalGlobalMem = gc_simt::device_bytes();
     properties->sharedMemPerBlock = gc_simt::most_shared_bytes;
     properties->sharedMemPerBlockOptin = gc_simt::most_shared_bytes;
     properties->sharedMemPerMultiprocessor = gc_simt::most_shared_bytes;
@@ -1705,13 +1757,15 @@ template <class Kernel> cudaError_t cudaFuncSetAttribute(Kernel *kernel, cudaFun
     return gc_simt::status(kernel ? cudaSuccess : cudaErrorInvalidDeviceFunction);
 }
 
-// Streams. Work is done when it is submitted, so there is never anything to wait for.
+// Streams. Work is done when it is submitted, but for copies in debug mode.
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 {
     if (stream) *stream = nullptr;
     if (!stream || flags > cudaStreamNonBlocking) return gc_simt::status(cudaErrorInvalidValue);
+    if (gc_simt::shall_fail()) return gc_simt::status(cudaErrorMemoryAllocation);
     *stream = new gc_simt_stream;
     (*stream)->flags = flags;
+    gc_simt::runtime.streams.push_back(*stream);
     return gc_simt::status(cudaSuccess);
 }
 inline cudaError_t cudaStreamCreate(cudaStream_t *stream)
@@ -1722,14 +1776,22 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
     if (!stream) return gc_simt::status(cudaErrorInvalidResourceHandle);
     if (stream->capture) return gc_simt::status(cudaErrorStreamCaptureUnsupported);
+    gc_simt::catch_up(*stream->queue);
+    std::vector<gc_simt_stream *> &streams = gc_simt::runtime.streams;
+    for (size_t k = streams.size(); k-- > 0;)
+        if (streams[k] == stream) streams.erase(streams.begin() + static_cast<ptrdiff_t>(k));
     delete stream;
     return gc_simt::status(cudaSuccess);
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
-    if (!stream || !stream->capture) return gc_simt::status(cudaSuccess);
-    stream->capture->invalid = true;
-    return gc_simt::status(cudaErrorStreamCaptureUnsupported);
+    if (stream && stream->capture) {
+        stream->capture->invalid = true;
+        return gc_simt::status(cudaErrorStreamCaptureUnsupported);
+    }
+    if (stream) gc_simt::catch_up(*stream->queue);
+    else gc_simt::catch_up_all(cudaStreamNonBlocking);
+    return gc_simt::status(cudaSuccess);
 }
 inline cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
 
@@ -1759,12 +1821,16 @@ inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = null
     }
     event->time = std::chrono::steady_clock::now();
     event->recorded = true;
+    event->queue = stream ? stream->queue : nullptr;
+    event->place = stream ? stream->queue->done + stream->queue->waiting.size() : 0;
     return gc_simt::status(cudaSuccess);
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
     if (!event) return gc_simt::status(cudaErrorInvalidResourceHandle);
-    return gc_simt::status(event->capture ? cudaErrorCapturedEvent : cudaSuccess);
+    if (event->capture) return gc_simt::status(cudaErrorCapturedEvent);
+    if (event->queue) gc_simt::catch_up(*event->queue, event->place);
+    return gc_simt::status(cudaSuccess);
 }
 inline cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
 inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end)
@@ -1781,7 +1847,10 @@ inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, u
 {
     if (!event) return gc_simt::status(cudaErrorInvalidResourceHandle);
     if (!event->capture) {
-        if (!stream || !stream->capture || !event->recorded) return gc_simt::status(cudaSuccess);
+        if (!stream || !stream->capture || !event->recorded) {
+            if (event->queue) gc_simt::catch_up(*event->queue, event->place);
+            return gc_simt::status(cudaSuccess);
+        }
         stream->capture->invalid = true; // a graph cannot wait for what is outside
         return gc_simt::status(cudaErrorStreamCaptureIsolation);
     }
