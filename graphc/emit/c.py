@@ -21,11 +21,11 @@ from graphc.emit.templates import render
 from graphc.emit.text import C_TYPE, SUFFIX, indent, signature
 from graphc.emit.threads import parallel_from, threads_text
 from graphc.emit.update import STEP_NUMBER, scalar_lines, update_context
-from graphc.emit.weights import weights_context
+from graphc.emit.weights import CONTEXT_BYTES, weights_context
 from graphc.lower.names import words
 from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
-from graphc.program.ir import Buffer, Call, Entry, Kernel, Program, Space
+from graphc.program.ir import Argument, Buffer, Call, Entry, Kernel, Program, Space
 from graphc.types import at, shape_text
 
 ABI = 1
@@ -117,6 +117,8 @@ class Exported:
 class Emitter:
     """Prints the kernels and the entry points of one program."""
 
+    context_bytes = CONTEXT_BYTES
+
     def __init__(
         self,
         program: Program,
@@ -137,12 +139,17 @@ class Emitter:
         self.upper = program.name.upper()
         self.real = C_TYPE[program.dtype]
         self.functions: dict[Kernel, Function] = {}
-        names = Identifiers({*_LOCALS, *(f"{program.name}_{p}" for p in _PUBLIC)})
+        names = Identifiers({*_LOCALS, *(f"{program.name}_{p}" for p in _PUBLIC), *self.reserved(program)})
         # An argument is called the same in every entry point, whatever the kernels are called.
         arguments = {a.name: a for e in program.entries for a in (*e.inputs, *e.outputs)}
         self.arguments = {name: names.fresh(name, with_size=True) for name in arguments}
         self.names = names
         self.split = False
+
+    def reserved(self, program: Program) -> set[str]:
+        """Return what no argument may be called beside the names of C's templates."""
+        del program
+        return set()
 
     def emit(self) -> Emitted:
         """Return the texts."""
@@ -265,7 +272,7 @@ class Emitter:
             "threads": self.exported.threads,
             "device": False,
             "laps": self.laps,
-            "weights": weights_context(p, self.graph) if self.graph else None,
+            "weights": weights_context(p, self.graph, self.context_bytes) if self.graph else None,
             "inference": bool(self.graph) and p.params_size == 0,
         }  # fmt: skip
 
@@ -291,7 +298,8 @@ class Emitter:
             pointer = f"{'' if written else 'const '}{C_TYPE[a.dtype]} *{self.arguments[a.name]}"
             parameters += [pointer, f"size_t {self.arguments[a.name]}_bytes"]
         parameters += ["double lr", "int32_t commit"] if entry.name == "train_step" else []
-        block_checks, checks = self._block_checks(entry), self._array_checks(entry)
+        block_checks = self._block_checks(entry)
+        checks = self.argument_checks(entry, (*entry.inputs, *entry.outputs))
         checks += (
             ["check_commit(context, commit)"] if entry.name == "train_step" and self.program.uses_up else []
         )
@@ -350,13 +358,12 @@ class Emitter:
             checks.append(("arena", f"{self.upper}_ARENA_{entry.name.upper()}_BYTES"))
         return [f'check_block(context, "{b}", memory->{b}, memory->{b}_bytes, {size})' for b, size in checks]
 
-    def _array_checks(self, entry: Entry) -> list[str]:
-        """Return the checks of an entry point's arguments: sizes, then values."""
+    def argument_checks(self, entry: Entry, arguments: Sequence[Argument]) -> list[str]:
+        """Return the checks of some of an entry point's arguments, its inputs among them: sizes, then values."""
         checks = []
-        for a in (*entry.inputs, *entry.outputs):
+        for a in arguments:
             name = self.arguments[a.name]
-            count = a.buffer.size if isinstance(a.buffer.size, int) else f"(size_t)({a.buffer.size})"
-            checks.append(f'check_array(context, "{name}", {name}, {name}_bytes, sizeof *{name} * {count})')
+            checks.append(f'check_array(context, "{name}", {name}, {name}_bytes, {self.size_text(a)})')
         for b in entry.bounds:
             name = self.arguments[b.input]
             argument = next(a for a in entry.inputs if a.name == b.input)
@@ -366,6 +373,11 @@ class Emitter:
                 f"{b.low}, {b.high}, {also})"
             )
         return checks
+
+    def size_text(self, argument: Argument) -> str:
+        """Return the bytes of an argument at the batch N."""
+        size = argument.buffer.size
+        return f"sizeof *{self.arguments[argument.name]} * {size if isinstance(size, int) else f'(size_t)({size})'}"
 
     def _dead(self, entry: Entry, local: Locals) -> dict[int, list[str]]:
         """Return by the number of a call what poisons the buffers that die with it; nothing without poison."""

@@ -21,18 +21,27 @@ from graphc.emit.naming import kernel_name
 from graphc.emit.prelude import helpers_for
 from graphc.emit.products import shares_context, workspace_bytes
 from graphc.emit.simt import kernel_context
+from graphc.emit.staging import (
+    ALIGN,
+    NAMES,
+    result_bytes,
+    results_context,
+    rounded,
+    staged_bytes,
+    staging_context,
+)
 from graphc.emit.templates import as_it_stands, render
 from graphc.emit.text import C_TYPE, indent, signature
 from graphc.emit.update import STEP_NUMBER, scalar_lines, update_context
+from graphc.emit.weights import DEVICE_CONTEXT_BYTES
 from graphc.optim import Optimizer
 from graphc.program.ir import Call, Entry, Kernel, Program
 from graphc.types import ITEMSIZE, Precision, at
 
-_ALIGN = 256  # of the copies of arguments in the arena
 _BLOCK = THREADS  # of the update
 # Functions of the host code; ranges of parameters are updated by kernels called update_1 and so on.
-_TAKEN = {"launch_update", "replay", "device_result", "launches", "graph", "shares", "status"}
-_TAKEN |= {f"update_{k}" for k in range(1, 100)}
+_TAKEN = {"launch_update", "graph", "shares", *NAMES, *(f"update_{k}" for k in range(1, 100))}
+_PUBLIC = ("allocate", "close", "device_error", "device_memory", "release", "unstage")
 _HEAD = {
     "N": "const {index} N = ({index})run->batch;",
     "random": "const gc_random numbers = {run->seed, run->step}, *const random = &numbers;",
@@ -81,8 +90,15 @@ class _CudaEmitter(Emitter):
         whole = _with_copies(program, self.workspaces)
         super().__init__(whole, optimizer, False, {}, False, Exported(graph))
         self.planned, self.precision = program, precision
-        self.names.taken |= {f"launch_{entry.name}" for entry in program.entries} | _TAKEN
         self.parts: dict[Kernel, list[_Part]] = {}
+
+    context_bytes = DEVICE_CONTEXT_BYTES
+
+    def reserved(self, program: Program) -> set[str]:
+        """Return what neither arguments nor kernels may be called."""
+        entries = [f"{of}{entry.name}" for entry in program.entries for of in ("stage_", "staged_")]
+        launches = {f"launch_{entry.name}" for entry in program.entries}
+        return _TAKEN | launches | {f"{program.name}_{name}" for name in (*_PUBLIC, *entries)}
 
     def helper(self, kernel: Kernel) -> str:
         """Return the function of the runtime that does a kernel's work, if there is one."""
@@ -105,6 +121,7 @@ class _CudaEmitter(Emitter):
             context = update_context(self.program, spec, self.optimizer)
             update = _render("update", block=_BLOCK, grid=_grid, **context)
         common = {**self._common(entries_text), "stack": 0, "device": True, "block": _BLOCK}
+        common |= {"staged_bytes": staged_bytes(self.program), "result_bytes": result_bytes(self.program)}
         if self.graph:
             common["weights_functions"] = render_c("weights", **common)
         entry_texts = indent(_render("entries", update=update, **common)).strip("\n")
@@ -178,9 +195,11 @@ class _CudaEmitter(Emitter):
         text = "\n".join([*(c["text"] for c in made["calls"]), *made["tail"]])
         return {
             **made, "copies": [vars(copy) for copy in _copies(self, entry)],
-            "run": _rounded(self.planned.offsets[entry.name].get("", 0)),
+            "run": rounded(self.planned.offsets[entry.name].get("", 0)),
             "uses_run": re.search(r"\brun\b", text) is not None,
             "shares": _shares(self, entry),
+            "staging": staging_context(self, entry),
+            "results": results_context(self, entry.outputs if entry.name == "train_step" else ()),
             "uses_arena": any("(arena +" in line for line in made["locals"]),
             "uses_n_in_checks": any(re.search(r"\bN\b", check) for check in made["checks"]),
             "steps": entry.name == "train_step",
@@ -240,19 +259,15 @@ def _grid(count: int) -> int:
     return max(1, min(-(-count // _BLOCK), 65535))
 
 
-def _rounded(size: int) -> int:
-    return -(-size // _ALIGN) * _ALIGN
-
-
 def _copies(emitter: _CudaEmitter, entry: Entry) -> list[_Copy]:
     """Return where the arguments' copies lie: behind what the plan places, and what changes from call to call."""
-    offset = _rounded(emitter.planned.offsets[entry.name].get("", 0)) + _ALIGN
+    offset = rounded(emitter.planned.offsets[entry.name].get("", 0)) + ALIGN
     found = []
     for written, arguments in ((False, entry.inputs), (True, entry.outputs)):
         for a in arguments:
             variable = emitter.arguments[a.name]
             found.append(_Copy(variable, f"{variable}_bytes", C_TYPE[a.dtype], offset, written))
-            offset += _rounded(at(a.buffer.size, emitter.program.batch) * ITEMSIZE[a.dtype])
+            offset += rounded(at(a.buffer.size, emitter.program.batch) * ITEMSIZE[a.dtype])
     return found
 
 
@@ -263,7 +278,7 @@ def _shares(emitter: _CudaEmitter, entry: Entry) -> dict[str, object] | None:
         return None
     return {
         "ctype": C_TYPE[emitter.program.dtype],
-        "offset": emitter.program.offsets[entry.name][""] - _rounded(size),
+        "offset": emitter.program.offsets[entry.name][""] - rounded(size),
     }
 
 
@@ -272,10 +287,10 @@ def _with_copies(program: Program, workspaces: Mapping[str, int]) -> Program:
     offsets = {}
     for entry in program.entries:
         planned = program.offsets[entry.name]
-        size = _rounded(planned.get("", 0)) + _ALIGN
+        size = rounded(planned.get("", 0)) + ALIGN
         for a in (*entry.inputs, *entry.outputs):
-            size += _rounded(at(a.buffer.size, program.batch) * ITEMSIZE[a.dtype])
-        offsets[entry.name] = {**planned, "": size + _rounded(workspaces[entry.name])}
+            size += rounded(at(a.buffer.size, program.batch) * ITEMSIZE[a.dtype])
+        offsets[entry.name] = {**planned, "": size + rounded(workspaces[entry.name])}
     return replace(program, offsets=offsets, arena_bytes=max(o[""] for o in offsets.values()))
 
 

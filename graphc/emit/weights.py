@@ -7,10 +7,11 @@ from graphc.types import ITEMSIZE
 
 HEADER_BYTES = 128
 CONTEXT_BYTES = 512  # of any module's context, with room to spare
+DEVICE_CONTEXT_BYTES = 1024  # of one for a device
 _ALIGN = 64
 
 
-def weights_context(program: Program, graph: str) -> dict[str, object]:
+def weights_context(program: Program, graph: str, context_bytes: int) -> dict[str, object]:
     """Return what the templates need. ``graph`` is the digest that the file must have, 64 hexadecimal digits."""
     item = ITEMSIZE[program.dtype]
     trains = any(entry.name == "train_step" for entry in program.entries)
@@ -45,7 +46,7 @@ def weights_context(program: Program, graph: str) -> dict[str, object]:
             {"name": name, "macro": f"{upper}_{_MACROS[name]}"} for name, count in elements.items() if count
         ],
         "clears_grads": trains and program.grads_size > 0,
-        "context_bytes": CONTEXT_BYTES,
+        "context_bytes": context_bytes,
         "areas": [{"name": name, "bytes": size, "doc": doc} for name, size, doc in areas],
         "functions": [*(name for name, _, _ in areas), *(f"arena_{e.name}" for e in program.entries)],
     }

@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from graphc.emit.text import C_TYPE, SUFFIX
-from graphc.emit.weights import CONTEXT_BYTES
+from graphc.emit.weights import CONTEXT_BYTES, DEVICE_CONTEXT_BYTES
 from graphc.errors import GraphcError, RangeError
 from graphc.export.bundle import STEPS, Bundle, Record
 from graphc.program.ir import Argument, Entry
@@ -255,9 +255,10 @@ def _count(argument: Argument) -> str:
 def _memory(bundle: Bundle, upper: str) -> list[dict[str, Any]]:
     program = bundle.program
     item = ITEMSIZE[program.dtype]
+    context = DEVICE_CONTEXT_BYTES if bundle.target.device else CONTEXT_BYTES
     rows: list[dict[str, Any]] = [
         {"what": "weights file", "bytes": len(bundle.weights), "macro": f"{upper}_WEIGHTS_BYTES"},
-        {"what": "context", "bytes": CONTEXT_BYTES, "macro": f"{upper}_CONTEXT_BYTES"},
+        {"what": "context", "bytes": context, "macro": f"{upper}_CONTEXT_BYTES"},
     ]
     if bundle.emitted.stack_bytes:
         stack = {"bytes": bundle.emitted.stack_bytes, "macro": f"{upper}_STACK_BYTES"}

@@ -38,7 +38,8 @@ _MATHS = words(
 # What values and arrays inside a kernel must not be called: functions that its code may call, and variables
 # of the templates, of the loop nests and of the others.
 _LOOP_WORDS = {m + kind for m in _MATHS for kind in ("", "f", "l")} | words(
-    "abs labs isnan isinf isfinite signbit memset memcpy snprintf printf block width lane random update inout"
+    "abs labs isnan isinf isfinite signbit memset memcpy snprintf printf block width lane random update inout "
+    "run numbers shares lr steps"  # of CUDA's kernels
 )
 _ANCHOR_WORDS = words(
     "sum acc row first tile top left rows columns group image base end from to shift reach partial n c o y x "
@@ -46,7 +47,7 @@ _ANCHOR_WORDS = words(
     "factor index channel vector taps a_lead above b_lead begin below c0 groups i_begin images line most "
     "other packed part pixels points product result rows_begin share strip sums t wanted window windows wins "
     "plane band start stop row_tap candidate kept column map border fresh last again next "
-    "ki kj result results term terms element run numbers tile_a tile_b depth stream"
+    "ki kj result results term terms element tile_a tile_b depth stream"
 )
 _FORM = re.compile(
     r"(i|v|at|tap|wins|row|base_|pool_)\d*|s(\d+_)?\d+|[ijpq]_(shift|end|reach)|.*_(lanes|best|memory|context)"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from graphc_runtime.errors import DTypeError, RangeError, ShapeError, UnknownNameError
+from graphc_runtime.errors import DTypeError, GraphcError, RangeError, ShapeError, UnknownNameError
 
 # In the number of an array's flags: its elements follow each other, at addresses that suit their type.
 _ORDERLY = 0x101
@@ -76,8 +76,18 @@ class Entry:
     differs is it looked for, converted where that is harmless, and named in an error where it is not.
     """
 
-    def __init__(self, description: Mapping[str, Any], function: Any, largest: int, ffi: Any):
-        """Prepare the entry point of a module that was compiled for batches up to ``largest``."""
+    def __init__(
+        self,
+        description: Mapping[str, Any],
+        function: Any,
+        largest: int,
+        ffi: Any,
+        staging: tuple[Any, Any] | None = None,
+    ):
+        """Prepare the entry point of a module that was compiled for batches up to ``largest``.
+
+        ``staging`` are the C functions that stage a batch for it, and that tell which is staged.
+        """
         self.name: str = description["name"]
         self.calls = description["calls"]
         self.before_commit: int = description[
@@ -87,6 +97,7 @@ class Entry:
         self.outputs = [self._argument(a, ffi) for a in description["outputs"]]
         self._output_names = frozenset(a.name for a in self.outputs)
         self._function, self._largest, self._view = function, largest, ffi.from_buffer
+        self._staging, self._nothing = staging, [ffi.NULL, 0] * len(self.inputs)
         self._batched = next((a for a in self.inputs if any(not isinstance(e, int) for e in a.extents)), None)
         self._arrays: dict[int, tuple[list[_Array], list[_Array]]] = {}
 
@@ -100,20 +111,25 @@ class Entry:
     def call(
         self, context: Any, given: Mapping[str, Any], out: Mapping[str, np.ndarray] | None, *more: Any
     ) -> tuple[int, list[np.ndarray], dict[str, np.ndarray]]:
-        """Call the C function; return its error code, the arrays for its inputs and then those of ``out``, and
-        the outputs by name.
+        """Call the C function; return its error code, the arrays for its inputs and the outputs by name.
+
+        Without inputs the oldest batch that is staged is taken, of which there are no arrays.
 
         Raises:
             UnknownNameError, ShapeError, DTypeError: an input is missing, unknown, or not as declared.
             UnknownNameError, DTypeError, ShapeError, RangeError: an array of ``out`` cannot be written to.
         """
-        batch, arrays, arguments = self._as_declared(given) or self._converted(given)
+        if not given and self._staging is not None:
+            batch, arrays, arguments = self._staged(context)
+        else:
+            batch, arrays, arguments = self._as_declared(given) or self._converted(given)
         if out is None:
             out = {}
         elif not self._output_names.issuperset(out):
             unknown = ", ".join(sorted(map(str, set(out) - self._output_names)))
             raise UnknownNameError(f"{self.name}: no output is called {unknown}")
         outputs: dict[str, np.ndarray] = {}
+        others = [*arrays]
         view = self._view
         for wanted in self._at(batch)[1]:
             name, dtype, shape, size, pointer = wanted
@@ -121,13 +137,40 @@ class Entry:
             if array is None:
                 array = np.empty(shape, dtype)
             else:
-                self._check_output(wanted, array, arrays)
-                arrays.append(array)
+                self._check_output(wanted, array, others)
+                others.append(array)
             outputs[name] = array
             arguments.append(view(pointer, array))
             arguments.append(size)
         code: int = self._function(context, batch, *arguments, *more)
         return code, arrays, outputs
+
+    def stage(self, context: Any, given: Mapping[str, Any]) -> int:
+        """Begin to copy a batch for a later call; return the error code.
+
+        Raises:
+            GraphcError: an input is missing, unknown, or not as declared; nothing can be staged for this entry point.
+        """
+        if self._staging is None:
+            raise GraphcError(f"stage: {self.name} has no inputs")
+        batch, _, arguments = self._as_declared(given) or self._converted(given)
+        code: int = self._staging[0](context, batch, *arguments)
+        return code
+
+    def has_staged(self, context: Any) -> bool:
+        """Whether a batch waits for this entry point."""
+        return self._staging is not None and self._staging[1](context) != 0
+
+    def _staged(self, context: Any) -> tuple[int, list[np.ndarray], list[Any]]:
+        """Return the batch that is staged, and what a call is given in place of inputs."""
+        assert self._staging is not None
+        batch: int = self._staging[1](context)
+        if batch == 0:
+            names = ", ".join(a.name for a in self.inputs)
+            raise UnknownNameError(
+                f"{self.name}: expected the inputs {names}; none is given, and no batch is staged"
+            )
+        return batch, [], [*self._nothing]
 
     def batch_of(self, given: Mapping[str, Any]) -> int:
         """Return the batch of the inputs, after the checks of a call."""

@@ -12,13 +12,21 @@ import numpy as np
 from graphc_runtime.arrays import Arrays
 from graphc_runtime.arrays import aligned as host_aligned
 from graphc_runtime.checkpoint import check_fit, load_state, save_state
-from graphc_runtime.device import Device
+from graphc_runtime.device import BLOCKS, Device
 from graphc_runtime.entry import Entry, extent_at
-from graphc_runtime.errors import BuildError, GraphcError, NumericalError, RangeError
+from graphc_runtime.errors import (
+    BuildError,
+    DeviceError,
+    GraphcError,
+    NumericalError,
+    RangeError,
+    UnknownNameError,
+)
 from graphc_runtime.loader import load_extension
 from graphc_runtime.profile import KernelTime, Profile
 
 ABI = 1
+_BAD_DEVICE = 7  # the error code
 
 
 class StepResult(float):
@@ -84,7 +92,8 @@ class Module:
             for k, slot in enumerate(manifest["slots"])
         }
         self._entries = {
-            e["name"]: Entry(e, self._function(e["name"]), self.batch, self.ffi) for e in manifest["entries"]
+            e["name"]: Entry(e, self._function(e["name"]), self.batch, self.ffi, self._staging_of(e))
+            for e in manifest["entries"]
         }
         for name, value in initial.items():
             target = next(
@@ -100,11 +109,18 @@ class Module:
     def _function(self, name: str) -> Any:
         return getattr(self.lib, f"{self.name}_{name}")
 
+    def _staging_of(self, entry: Mapping[str, Any]) -> tuple[Any, Any] | None:
+        if self._device is None or not entry["inputs"]:
+            return None
+        return self._function(f"stage_{entry['name']}"), self._function(f"staged_{entry['name']}")
+
     def _make_blocks(self, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+        if self._device is not None:
+            self._device.check_room(self.manifest)
         aligned = self._device.aligned if self._device is not None else host_aligned
         blocks = {
             name: aligned(sizes[name], self.dtype)
-            for name in ("params", "grads", "slots", "state", "folded", "frozen")
+            for name in BLOCKS
             if sizes[name] or name != "frozen"  # few modules have one
         }
         arena = sizes["arena_bytes"]
@@ -122,8 +138,11 @@ class Module:
         for name, block in self._blocks.items():
             setattr(memory, name, ffi.cast("void *", block.ctypes.data if block.size else 0))
             setattr(memory, f"{name}_bytes", block.nbytes)
-        if self._function("init")(context, size, memory, seed % 2**64) != 0:
-            raise BuildError(f"module {self.name!r}: the context could not be made")
+        code = self._function("init")(context, size, memory, seed % 2**64)
+        if code:
+            why = ffi.string(self._function("message")(context)).decode(errors="replace")
+            error = DeviceError if code == _BAD_DEVICE else BuildError
+            raise error(f"module {self.name!r}: the context could not be made: {why or f'error code {code}'}")
         if self._device is not None:
             self._device.owns(self, context, self._context_memory)
         return context
@@ -190,11 +209,13 @@ class Module:
                 f"{entry.name}: a NaN or Inf first appears in {', '.join(call['nodes'])}, kernel {call['kernel']}, "
                 f"at {', '.join(call['sources'])}{self._already_there(entry, arrays)}"
             )
-        raise RangeError(f"{entry.name}: {message}")
+        raise (DeviceError if code == _BAD_DEVICE else RangeError)(f"{entry.name}: {message}")
 
     def _already_there(self, entry: Entry, arrays: list[np.ndarray]) -> str:
         """Return which inputs and parameters were not finite to begin with, as the end of a message."""
-        inputs = zip((a.name for a in entry.inputs), arrays, strict=True)
+        inputs = zip(
+            (a.name for a in entry.inputs), arrays, strict=False
+        )  # of a staged batch there are no arrays
         named = [(f"input {name!r}", array) for name, array in inputs]
         named += [(f"parameter {name!r}", array) for name, array in self.params.items()]
         found = [name for name, array in named if array.dtype.kind == "f" and not np.isfinite(array).all()]
@@ -227,6 +248,43 @@ class Module:
         if self._stale:
             self._fold()
         return {name: self._blocks[name].copy() for name in names if name in self._blocks}
+
+    @property
+    def stages(self) -> bool:
+        """Whether ``stage`` can be used: the module is compiled for a device."""
+        return self._device is not None
+
+    @property
+    def staged(self) -> tuple[str, ...]:
+        """The entry points for which batches are staged."""
+        return tuple(name for name, entry in self._entries.items() if entry.has_staged(self._context))
+
+    def stage(self, entry: str = "train_step", /, **inputs: Any) -> None:
+        """Begin to copy a batch to the device for a later call of ``train_step``, ``evaluate`` or ``predict``.
+
+        That call is made without inputs. In between the device may compute other batches: the copy goes on beside
+        that. The arrays can be changed at once. Two batches may be staged at a time; a call takes the oldest that was
+        staged for it, and leaves it where it is if it fails. ``Trainer`` does this by itself.
+
+        Raises:
+            GraphcError: the target is no device, two batches are staged already, or an input does not fit.
+            DeviceError: there is no memory for the copy; nothing has changed.
+        """
+        if self._device is None:
+            raise GraphcError(
+                f"stage: module {self.name!r} is compiled for a processor, which reads arrays where they lie"
+            )
+        if entry not in ("train_step", "evaluate", "predict"):
+            raise UnknownNameError(f"stage: expected 'train_step', 'evaluate' or 'predict', got {entry!r}")
+        found = self._entry(entry)
+        code = found.stage(self._context, inputs)
+        if code:
+            self._fail(found, code, [])
+
+    def unstage(self) -> None:
+        """Forget the batches that are staged."""
+        if self.staged:
+            self._function("unstage")(self._context)
 
     def predict(self, *, out: Mapping[str, np.ndarray] | None = None, **inputs: Any) -> dict[str, np.ndarray]:
         """Return the outputs for a batch of 1 up to the compiled batch, in inference mode.

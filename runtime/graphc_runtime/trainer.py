@@ -14,11 +14,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
 
+from graphc_runtime.ahead import staged_ahead
 from graphc_runtime.checkpoint import load_state, save_state
 from graphc_runtime.data.dataset import Array, Dataset, shuffled_order
 from graphc_runtime.errors import CheckpointError, RangeError, ShapeError
@@ -81,6 +82,9 @@ class Trainer:
     With a ``checkpoint`` path, the state is saved after each epoch, or every so many steps, at the end, and
     when Ctrl-C stops the run; ``fit`` resumes from the file if it exists (``resume=False`` starts anew and
     replaces it). The file is also an ordinary file of the module's tensors.
+
+    For a module on a device, the next mini-batch is read and copied there while one is computed
+    (``Module.stage``), which changes no result.
 
     ``on_epoch`` is called with the record of each epoch after its checkpoint; returning True ends the run.
 
@@ -162,19 +166,20 @@ class Trainer:
         display.begin(cursor.epoch + 1, cursor.position)
         began = time.perf_counter()
         batches = self.train.batches(self.batch, order, start=cursor.position, drop_last=self.drop_last)
-        for inputs in batches:
-            lr = self.schedule(cursor.epoch + cursor.position / self._steps)
-            result = self.module.train_step(lr=lr, **inputs)
-            cursor.means.add(result, len(next(iter(inputs.values()))))
-            cursor.position += 1
-            cursor.module_step = self.module.step
-            cursor.train_seconds += time.perf_counter() - began
-            display.step(cursor.means, lr, cursor.train_seconds / cursor.position)
-            done = cursor.epoch * self._steps + cursor.position
-            if self.checkpoint_every != "epoch" and done % self.checkpoint_every == 0:
-                self._save(cursor)
-            raise_if_interrupted()
-            began = time.perf_counter()
+        with closing(staged_ahead(self.module, "train_step", batches)) as ahead:
+            for inputs, count in ahead:
+                lr = self.schedule(cursor.epoch + cursor.position / self._steps)
+                result = self.module.train_step(lr=lr, **inputs)
+                cursor.means.add(result, count)
+                cursor.position += 1
+                cursor.module_step = self.module.step
+                cursor.train_seconds += time.perf_counter() - began
+                display.step(cursor.means, lr, cursor.train_seconds / cursor.position)
+                done = cursor.epoch * self._steps + cursor.position
+                if self.checkpoint_every != "epoch" and done % self.checkpoint_every == 0:
+                    self._save(cursor)
+                raise_if_interrupted()
+                began = time.perf_counter()
         validated = None
         began = time.perf_counter()
         if self.validation is not None:
@@ -291,9 +296,10 @@ def _means(
     module: TrainableModule, data: Dataset, batch: int, raise_if_interrupted: Callable[[], None]
 ) -> RunningMeans:
     means = RunningMeans()
-    for inputs in data.batches(batch):
-        means.add(module.evaluate(**inputs), len(next(iter(inputs.values()))))
-        raise_if_interrupted()
+    with closing(staged_ahead(module, "evaluate", data.batches(batch))) as ahead:
+        for inputs, count in ahead:
+            means.add(module.evaluate(**inputs), count)
+            raise_if_interrupted()
     return means
 
 
