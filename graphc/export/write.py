@@ -212,11 +212,14 @@ def _record(bundle: Bundle, record: Record, entry: Entry) -> dict[str, Any]:
 
     inputs = [array(a, "in", k) for k, a in enumerate(entry.inputs)]
     outputs = [array(a, "out", k) for k, a in enumerate(entry.outputs)]
-    given = "".join(f", {a['variable']}, sizeof {a['variable']}" for a in (*inputs, *outputs))
+    given, written = (
+        "".join(f", {a['variable']}, sizeof {a['variable']}" for a in of) for of in (inputs, outputs)
+    )
     more = f", {bundle.lr!r}, 1" if training else ""
     return {
         "entry": record.entry, "batch": record.batch, "steps": steps, "inputs": inputs, "outputs": outputs,
-        "arguments": given, "more": more,
+        "arguments": given + written, "more": more,
+        "given": given, "staged": ", NULL, 0" * len(inputs) + written,
     }  # fmt: skip
 
 
