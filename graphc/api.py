@@ -218,7 +218,7 @@ def compile(
         keep_gradients=_checked_gradients(keep_gradients, optimizer),
     )
     _check_threads(threads)
-    _check_device(target, nan_guard=nan_guard, poison=poison, profile=profile, tune=tune)
+    _check_device(target, poison=poison, profile=profile, tune=tune)
     extras = _Extras(nan_guard, poison, profile)
     cache, settings, tuner = Cache(options.cache_root()), [str(extras)], None
     if tune:
@@ -338,7 +338,7 @@ def _make_artifact(
     compiled = compile_program(replace(request, apart=extras.nan_guard), dump)
     optimizer = request.optimizer if request.loss is not None else None
     emitted = (
-        emit_cuda(compiled.program, optimizer, precision=request.precision)
+        emit_cuda(compiled.program, optimizer, precision=request.precision, nan_guard=extras.nan_guard)
         if request.target == "cuda"
         else emit_c(
             compiled.program,

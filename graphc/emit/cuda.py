@@ -31,7 +31,7 @@ from graphc.types import ITEMSIZE, Precision, at
 _ALIGN = 256  # of the copies of arguments in the arena
 _BLOCK = THREADS  # of the update
 # Functions of the host code; ranges of parameters are updated by kernels called update_1 and so on.
-_TAKEN = {"launch_update", "replay", "device_result", "launches", "graph", "shares", "status"}
+_TAKEN = {"launch_update", "replay", "device_result", "launches", "graph", "shares", "status", "check_finite"}
 _TAKEN |= {f"update_{k}" for k in range(1, 100)}
 _HEAD = {
     "N": "const {index} N = ({index})run->batch;",
@@ -70,7 +70,9 @@ class _Part:
 class _CudaEmitter(Emitter):
     """Emits kernels and host code; what an entry point checks and declares is that of C."""
 
-    def __init__(self, program: Program, optimizer: Optimizer | None, graph: str, precision: Precision):
+    def __init__(
+        self, program: Program, optimizer: Optimizer | None, graph: str, precision: Precision, nan_guard: bool
+    ):
         # Kernels run one after the other: they share one workspace.
         self.workspaces = {
             entry.name: max(
@@ -79,7 +81,9 @@ class _CudaEmitter(Emitter):
             for entry in program.entries
         }
         whole = _with_copies(program, self.workspaces)
-        super().__init__(whole, optimizer, False, {}, False, Exported(graph))
+        super().__init__(whole, optimizer, nan_guard, {}, False, Exported(graph))
+        # Calls that are watched are launched one by one, for the host looks in between: no graph is captured.
+        self.watched = nan_guard
         self.planned, self.precision = program, precision
         self.names.taken |= {f"launch_{entry.name}" for entry in program.entries} | _TAKEN
         self.parts: dict[Kernel, list[_Part]] = {}
@@ -105,6 +109,9 @@ class _CudaEmitter(Emitter):
             context = update_context(self.program, spec, self.optimizer)
             update = _render("update", block=_BLOCK, grid=_grid, **context)
         common = {**self._common(entries_text), "stack": 0, "device": True, "block": _BLOCK}
+        common |= {"watched": self.watched, "checks": ""}
+        if self.watched:
+            common["checks"] = _render("checks", **common).strip("\n")
         if self.graph:
             common["weights_functions"] = render_c("weights", **common)
         entry_texts = indent(_render("entries", update=update, **common)).strip("\n")
@@ -170,8 +177,13 @@ class _CudaEmitter(Emitter):
             text = signature(f"cuda{helper.capitalize()}Async", parameters) + ";"
         else:
             text = "\n".join(_launch(part, arguments) for part in self.parts[call.kernel])
-        comment = comment_text(call_text(call, 4))
-        return {"text": text, "comment": comment, "guard": "", "number": number}
+        checks = [
+            f"error = check_finite(context, {number}, {local.name(buffer)}, {buffer.size});"
+            for operand, buffer in zip(call.kernel.operands, call.buffers, strict=True)
+            if operand.written and self._is_guarded(entry, number, buffer, local)
+        ]
+        guard = "\n".join(f"{check}\nif (error) return error;" for check in checks)
+        return {"text": text, "comment": comment_text(call_text(call, 4)), "guard": guard, "number": number}
 
     def _entry(self, entry: Entry) -> dict[str, object]:
         made: dict[str, Any] = super()._entry(entry)
@@ -184,6 +196,7 @@ class _CudaEmitter(Emitter):
             "uses_arena": any("(arena +" in line for line in made["locals"]),
             "uses_n_in_checks": any(re.search(r"\bN\b", check) for check in made["checks"]),
             "steps": entry.name == "train_step",
+            "guards_use_n": any(re.search(r"\bN\b", c["guard"]) for c in made["calls"]),
         }  # fmt: skip
 
     def _declared(self, local: Locals, text: str) -> list[str]:
@@ -286,13 +299,20 @@ def _on_device(helper: str) -> str:
 
 
 def emit_cuda(
-    program: Program, optimizer: Optimizer | None = None, *, graph: str = "", precision: Precision = "fp32"
+    program: Program,
+    optimizer: Optimizer | None = None,
+    *,
+    graph: str = "",
+    precision: Precision = "fp32",
+    nan_guard: bool = False,
 ) -> Emitted:
     """Return the CUDA source, the header and the cffi declarations of a program.
 
+    With ``nan_guard`` an entry point stops after the call that wrote a NaN or Inf.
+
     Numerics: products round their operands to ``precision`` and sum in float32.
     """
-    return _CudaEmitter(program, optimizer, graph, precision).emit()
+    return _CudaEmitter(program, optimizer, graph, precision, nan_guard).emit()
 
 
 def emulator() -> dict[str, str]:

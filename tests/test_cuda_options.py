@@ -1,0 +1,95 @@
+"""What a module for a device does beside its work: the guard against NaN and Inf; on the emulated device.
+
+With GRAPHC_CUDA_TARGET=cuda in the environment, for the GPU of this machine, by nvcc.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import graphc as gc
+from graphc.errors import NumericalError
+
+TARGET = os.environ.get("GRAPHC_CUDA_TARGET", "cuda-emulated")
+QUICK = gc.BuildOptions(optimisation=("-O0",))
+LABELS = np.array([0, 2], "i4")
+ONES = np.ones((2, 4), "f")
+
+
+def line() -> int:
+    """Return the line of the caller."""
+    return sys._getframe(1).f_lineno
+
+
+def compiles_without_warnings(module: gc.Module, folder: Path) -> None:
+    """By nvcc, for one architecture, where it is."""
+    if shutil.which("nvcc") is None:
+        return
+    for name, text in module.source.items():
+        (folder / name).write_text(text)
+    done = subprocess.run(
+        ["nvcc", "-std=c++17", "-arch=sm_90", "-Werror", "all-warnings", "-c", f"{module.name}.cu", "-o", "net.o"],
+        cwd=folder, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+class Guarded:
+    """Linear, batch norm, square root, linear: the root is NaN below zero, and its slope is Inf at zero."""
+
+    def __init__(self, **options: bool):
+        x, y = gc.input("x", ("N", 4)), gc.input("y", ("N",), dtype="int32")
+        h = gc.nn.linear(x, 3, name="fc1")
+        self.root_line = line() + 1
+        root = gc.sqrt(h, name="root")
+        logits = gc.nn.linear(gc.nn.batch_norm(root * 1.5 + h, name="bn"), 3, name="fc2")
+        loss = gc.losses.cross_entropy(logits, y)
+        self.module = gc.compile(
+            {"logits": logits}, loss, gc.SGD(lr=0.1, momentum=0.9), batch=3, name="guarded", target=TARGET,
+            build=QUICK, nan_guard=True, **options,
+        )  # fmt: skip
+
+    def set(self, weight: float, bias: float) -> None:
+        """Set the first layer, and with it what the root is taken of."""
+        self.module.params["fc1.weight"] = np.full((3, 4), weight, "f")
+        self.module.params["fc1.bias"] = np.full(3, bias, "f")
+
+    def failing_step(self) -> str:
+        """Return the message of a step that must fail, having checked that it changed nothing."""
+        before = self.module.state_dict()
+        with pytest.raises(NumericalError) as caught:
+            self.module.train_step(x=ONES, y=LABELS)
+        for name, value in self.module.state_dict().items():
+            np.testing.assert_array_equal(value, before[name], err_msg=name)
+        return str(caught.value)
+
+
+def test_the_call_that_first_writes_a_nan_is_named_and_nothing_is_changed(tmp_path: Path) -> None:
+    """Forward, in inference, and backward; the module goes on afterwards with the bits of one that never failed."""
+    net, other = Guarded(), Guarded()
+    sound = {"x": np.random.default_rng(0).uniform(0.5, 1.5, (2, 4)).astype("f"), "y": LABELS}
+    for n in (net, other):
+        n.set(0.25, 0.5)
+        assert np.isfinite(float(n.module.train_step(**sound))) and n.module.step == 1
+    saved = net.module.state_dict()
+    net.set(-0.5, 0.0)
+    message = net.failing_step()
+    assert message.startswith("train_step: a NaN or Inf first appears in root (sqrt), kernel root_sqrt")
+    assert message.endswith(f"at test_cuda_options.py:{net.root_line}")
+    kernel = message.split("kernel ")[1].split(",")[0]
+    assert f"{kernel}(" in net.module.source["guarded.cu"]
+    with pytest.raises(NumericalError, match=rf"^predict: .*root.*:{net.root_line}$"):
+        net.module.predict(x=ONES)
+    net.set(0.0, 0.0)
+    assert np.isfinite(net.module.predict(x=ONES)["logits"]).all()
+    assert "sqrt_backward" in net.failing_step()
+    net.module.load_state_dict(saved)
+    assert net.module.train_step(**sound) == other.module.train_step(**sound)
+    compiles_without_warnings(net.module, tmp_path)
