@@ -132,7 +132,8 @@ class Module(RuntimeModule):
         """Return how long every kernel takes on a batch, beside what this machine can do; needs ``profile=True``.
 
         ``mode`` is ``"inference"`` or ``"train"``, after which the module is as it was. The machine's peak is
-        measured at the first call, which takes some seconds. The result has a ``table()``, a ``trace(path)`` for
+        measured at the first call, which takes some seconds; a device's is not, and its profile has no roof. The
+        result has a ``table()``, a ``trace(path)`` for
         chrome://tracing, and a ``plot(path)`` of the roofline.
 
         Raises:
@@ -140,7 +141,8 @@ class Module(RuntimeModule):
         """
         if mode not in ("inference", "train"):
             raise RangeError(f"profile: mode must be 'inference' or 'train', got {mode!r}")
-        return self.profile_on(measure_machine(self.threads), inputs, train=mode == "train", repeats=repeats)
+        roof = {} if self.manifest["device"] else measure_machine(self.threads)
+        return self.profile_on(roof, inputs, train=mode == "train", repeats=repeats)
 
     def _hand_over(self, other: RuntimeModule) -> None:
         """Another module of the net gets what this one has of its weights and, where it trains, of their training."""
@@ -218,7 +220,7 @@ def compile(
         keep_gradients=_checked_gradients(keep_gradients, optimizer),
     )
     _check_threads(threads)
-    _check_device(target, poison=poison, profile=profile, tune=tune)
+    _check_device(target, poison=poison, tune=tune)
     extras = _Extras(nan_guard, poison, profile)
     cache, settings, tuner = Cache(options.cache_root()), [str(extras)], None
     if tune:
@@ -338,7 +340,13 @@ def _make_artifact(
     compiled = compile_program(replace(request, apart=extras.nan_guard), dump)
     optimizer = request.optimizer if request.loss is not None else None
     emitted = (
-        emit_cuda(compiled.program, optimizer, precision=request.precision, nan_guard=extras.nan_guard)
+        emit_cuda(
+            compiled.program,
+            optimizer,
+            precision=request.precision,
+            nan_guard=extras.nan_guard,
+            profile=extras.profile,
+        )
         if request.target == "cuda"
         else emit_c(
             compiled.program,

@@ -1,4 +1,6 @@
-"""What a module for a device does beside its work: the guard against NaN and Inf; on the emulated device.
+"""What a module for a device does beside its work: a guard against NaN and Inf, times of kernels.
+
+On the emulated device.
 
 With GRAPHC_CUDA_TARGET=cuda in the environment, for the GPU of this machine, by nvcc.
 """
@@ -6,6 +8,7 @@ With GRAPHC_CUDA_TARGET=cuda in the environment, for the GPU of this machine, by
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -93,3 +96,47 @@ def test_the_call_that_first_writes_a_nan_is_named_and_nothing_is_changed(tmp_pa
     net.module.load_state_dict(saved)
     assert net.module.train_step(**sound) == other.module.train_step(**sound)
     compiles_without_warnings(net.module, tmp_path)
+
+
+def lenet(**options: object) -> gc.Module:
+    """Return LeNet with momentum, for small batches."""
+    x, y = gc.input("x", ("N", 1, 32, 32)), gc.input("y", ("N",), dtype="int32")
+    logits = gc.models.lenet(x)
+    return gc.compile(
+        {"logits": logits}, gc.losses.cross_entropy(logits, y), gc.SGD(lr=0.05, momentum=0.9), batch=3,
+        name="lenet", target=TARGET, build=QUICK, **options,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def digits(rows: int) -> dict[str, np.ndarray]:
+    """Return images and labels without meaning."""
+    rng = np.random.default_rng(rows)
+    images = rng.normal(size=(rows, 1, 32, 32)).astype("f")
+    return {"x": images, "y": rng.integers(0, 10, rows).astype("i4")}
+
+
+def test_a_profile_tells_every_kernel_and_no_roof(tmp_path: Path) -> None:
+    """Calls, FLOPs and bytes of the manifest, times above zero; a step leaves the bits of a plain module."""
+    module, plain = lenet(profile=True), lenet()
+    before = module.state_dict()
+    for mode in ("inference", "train"):
+        given = digits(3) if mode == "train" else {"x": digits(3)["x"]}
+        profile = module.profile(mode=mode, repeats=2, **given)
+        entry = next(e for e in module.manifest["entries"] if e["name"] == profile.entry)
+        names = [call["kernel"] for call in entry["calls"]] + ["update"] * (mode == "train")
+        assert [k.kernel for k in profile.kernels] == names
+        assert all(k.seconds > 0 for k in profile.kernels) and profile.machine == {}
+    assert all(value.tobytes() == before[name].tobytes() for name, value in module.state_dict().items())
+    for batch in (digits(3), digits(2)):
+        assert module.train_step(**batch) == plain.train_step(**batch)
+    lines = profile.table().splitlines()
+    assert lines[0].startswith("lenet train_step, batch 3, on a device: ")
+    assert lines[1] == "peak and bandwidth of the device are not measured" and "roof" not in lines[3]
+    assert re.fullmatch(r" +[\d.]+ +[\d.]+% +[\d.]+ +[\d.]+  \w+: .*", lines[4])
+    with pytest.raises(gc.GraphcError, match="what its device can do at the most is not measured"):
+        profile.percent_of_peak(profile.kernels[0])
+    assert "cudaEvent" not in plain.source["lenet.cu"] and "marks" not in plain.source["lenet.cu"]
+    compiles_without_warnings(module, tmp_path)
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    profile.plot(tmp_path / "roofline.svg")
+    assert "</svg>" in (tmp_path / "roofline.svg").read_text()

@@ -31,7 +31,17 @@ from graphc.types import ITEMSIZE, Precision, at
 _ALIGN = 256  # of the copies of arguments in the arena
 _BLOCK = THREADS  # of the update
 # Functions of the host code; ranges of parameters are updated by kernels called update_1 and so on.
-_TAKEN = {"launch_update", "replay", "device_result", "launches", "graph", "shares", "status", "check_finite"}
+_TAKEN = {
+    "launch_update",
+    "replay",
+    "device_result",
+    "launches",
+    "graph",
+    "shares",
+    "status",
+    "check_finite",
+    "note_laps",
+}
 _TAKEN |= {f"update_{k}" for k in range(1, 100)}
 _HEAD = {
     "N": "const {index} N = ({index})run->batch;",
@@ -71,7 +81,13 @@ class _CudaEmitter(Emitter):
     """Emits kernels and host code; what an entry point checks and declares is that of C."""
 
     def __init__(
-        self, program: Program, optimizer: Optimizer | None, graph: str, precision: Precision, nan_guard: bool
+        self,
+        program: Program,
+        optimizer: Optimizer | None,
+        graph: str,
+        precision: Precision,
+        nan_guard: bool,
+        profile: bool,
     ):
         # Kernels run one after the other: they share one workspace.
         self.workspaces = {
@@ -81,9 +97,10 @@ class _CudaEmitter(Emitter):
             for entry in program.entries
         }
         whole = _with_copies(program, self.workspaces)
-        super().__init__(whole, optimizer, nan_guard, {}, False, Exported(graph))
-        # Calls that are watched are launched one by one, for the host looks in between: no graph is captured.
-        self.watched = nan_guard
+        super().__init__(whole, optimizer, nan_guard, {}, profile, Exported(graph))
+        # Calls that are watched are launched one by one: the host looks in between, and events within a captured
+        # graph tell no times.
+        self.watched = nan_guard or profile
         self.planned, self.precision = program, precision
         self.names.taken |= {f"launch_{entry.name}" for entry in program.entries} | _TAKEN
         self.parts: dict[Kernel, list[_Part]] = {}
@@ -144,6 +161,7 @@ class _CudaEmitter(Emitter):
             {file: text.rstrip("\n") + "\n" for file, text in sources.items()},
             cdef_of(header),
             names,
+            profiled=self.laps > 0,
             device=True,
             arena_bytes=self.program.arena_bytes,
         )
@@ -305,14 +323,16 @@ def emit_cuda(
     graph: str = "",
     precision: Precision = "fp32",
     nan_guard: bool = False,
+    profile: bool = False,
 ) -> Emitted:
     """Return the CUDA source, the header and the cffi declarations of a program.
 
-    With ``nan_guard`` an entry point stops after the call that wrote a NaN or Inf.
+    With ``nan_guard`` an entry point stops after the call that wrote a NaN or Inf. ``profile`` notes how long every
+    call takes on the device.
 
     Numerics: products round their operands to ``precision`` and sum in float32.
     """
-    return _CudaEmitter(program, optimizer, graph, precision, nan_guard).emit()
+    return _CudaEmitter(program, optimizer, graph, precision, nan_guard, profile).emit()
 
 
 def emulator() -> dict[str, str]:
