@@ -220,7 +220,7 @@ def compile(
         keep_gradients=_checked_gradients(keep_gradients, optimizer),
     )
     _check_threads(threads)
-    _check_device(target, poison=poison, tune=tune)
+    _check_device(target, tune=tune)
     extras = _Extras(nan_guard, poison, profile)
     cache, settings, tuner = Cache(options.cache_root()), [str(extras)], None
     if tune:
@@ -345,6 +345,7 @@ def _make_artifact(
             optimizer,
             precision=request.precision,
             nan_guard=extras.nan_guard,
+            poison=compiled.plans if extras.poison else None,
             profile=extras.profile,
         )
         if request.target == "cuda"

@@ -1,4 +1,4 @@
-"""What a module for a device does beside its work: a guard against NaN and Inf, times of kernels.
+"""What a module for a device does beside its work: a guard against NaN and Inf, times of kernels, poison.
 
 On the emulated device.
 
@@ -12,13 +12,18 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import graphc as gc
 from graphc.errors import NumericalError
+from graphc.lower import arena
+from graphc.memory import ArenaPlan, Interval, plan_arena
 
 TARGET = os.environ.get("GRAPHC_CUDA_TARGET", "cuda-emulated")
 QUICK = gc.BuildOptions(optimisation=("-O0",))
@@ -140,3 +145,55 @@ def test_a_profile_tells_every_kernel_and_no_roof(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     profile.plot(tmp_path / "roofline.svg")
     assert "</svg>" in (tmp_path / "roofline.svg").read_text()
+
+
+def normed(**options: object) -> gc.Module:
+    """Return a net with batch norm, dropout, and a product whose depth is divided into shares."""
+    x, y = gc.input("x", ("N", 1, 32, 32)), gc.input("y", ("N",), dtype="int32")
+    h = gc.relu(gc.nn.batch_norm(gc.nn.conv2d(x, 4, 3, padding=1), name="bn"))
+    h = gc.nn.dropout(gc.nn.max_pool2d(h, 2), 0.25)
+    logits = gc.nn.linear(gc.flatten(h), 10)
+    return gc.compile(
+        {"logits": logits}, gc.losses.cross_entropy(logits, y), gc.Adam(lr=0.01), batch=3, name="normed",
+        target=TARGET, build=QUICK, **options,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def results(module: gc.Module) -> dict[str, bytes]:
+    """Return the bits of inference and of two training steps, the second with a part of every buffer unused."""
+    found = {}
+    for rows in (3, 1):
+        given = digits(rows)
+        found[f"logits {rows}"] = module.predict(x=given["x"])["logits"].tobytes()
+        found[f"loss {rows}"] = np.array(float(module.train_step(**given))).tobytes()
+    return found | {name: value.tobytes() for name, value in module.state_dict().items()}
+
+
+def test_a_net_does_not_notice_poison(tmp_path: Path) -> None:
+    """The same bits, within a captured graph; and with a guard, which takes no poison for a result, and a clock."""
+    want = results(normed())
+    module = normed(poison=True)
+    text = module.source["normed.cu"]
+    assert text.count("cudaMemsetAsync(arena + ") > 10 and "/* shares */" in text and "replay(" in text
+    assert results(module) == want
+    apart = results(normed(nan_guard=True))  # one kernel for every node rounds in other places
+    whole = normed(nan_guard=True, poison=True, profile=True)
+    assert results(whole) == apart
+    compiles_without_warnings(whole, tmp_path)
+
+
+def test_a_lifetime_that_is_too_short_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A buffer of the training step that dies one kernel before it is read for the last time gives NaN."""
+    sound = normed(poison=True)
+    want = results(sound)
+    spans = {i.id: i.upper - i.lower for i in sound.plan("train").intervals}
+    victim = max(spans, key=lambda name: spans[name])
+
+    def plan(intervals: Sequence[Interval], **options: Any) -> ArenaPlan:
+        short = [replace(i, upper=i.upper - 1) if i.id == victim else i for i in intervals]
+        return plan_arena(short, **options)
+
+    monkeypatch.setattr(arena, "plan_arena", plan)
+    # The cache does not know of planners that err.
+    monkeypatch.setenv("GRAPHC_CACHE_DIR", str(tmp_path))
+    assert results(normed(poison=True)) != want

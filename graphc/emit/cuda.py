@@ -18,12 +18,14 @@ from graphc.emit.grid import THREADS, Launch
 from graphc.emit.locals import Locals
 from graphc.emit.movers import helper_of
 from graphc.emit.naming import kernel_name
+from graphc.emit.poison import poison_on_device
 from graphc.emit.prelude import helpers_for
 from graphc.emit.products import shares_context, workspace_bytes
 from graphc.emit.simt import kernel_context
 from graphc.emit.templates import as_it_stands, render
 from graphc.emit.text import C_TYPE, indent, signature
 from graphc.emit.update import STEP_NUMBER, scalar_lines, update_context
+from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
 from graphc.program.ir import Call, Entry, Kernel, Program
 from graphc.types import ITEMSIZE, Precision, at
@@ -87,6 +89,7 @@ class _CudaEmitter(Emitter):
         graph: str,
         precision: Precision,
         nan_guard: bool,
+        poison: Mapping[str, ArenaPlan],
         profile: bool,
     ):
         # Kernels run one after the other: they share one workspace.
@@ -97,7 +100,7 @@ class _CudaEmitter(Emitter):
             for entry in program.entries
         }
         whole = _with_copies(program, self.workspaces)
-        super().__init__(whole, optimizer, nan_guard, {}, profile, Exported(graph))
+        super().__init__(whole, optimizer, nan_guard, poison, profile, Exported(graph))
         # Calls that are watched are launched one by one: the host looks in between, and events within a captured
         # graph tell no times.
         self.watched = nan_guard or profile
@@ -222,13 +225,34 @@ class _CudaEmitter(Emitter):
         del text
         return list(local.lines.values())
 
+    def _poison(self, place: int, size: int | str) -> str:
+        return poison_on_device(place, int(size))
+
+    def _poison_arena(self, entry: Entry) -> list[str]:
+        """Return what fills the arena, but for the copies of arguments."""
+        lines = [self._poison(0, self.planned.offsets[entry.name][""])]
+        return [*lines, *self._poison_shares(entry)]
+
+    def _poison_shares(self, entry: Entry) -> list[str]:
+        shares = _shares(self, entry)
+        if shares is None:
+            return []
+        return [self._poison(int(str(shares["offset"])), self.workspaces[entry.name]) + " /* shares */"]
+
+    def _dead(self, entry: Entry, local: Locals) -> dict[int, list[str]]:
+        found = super()._dead(entry, local)
+        for number, call in enumerate(entry.calls if found else ()):
+            if any(part.launch.workspace for part in self.parts.get(call.kernel, ())):
+                found.setdefault(number, []).extend(self._poison_shares(entry))
+        return found
+
     def _commit(self, entry: Entry, local: Locals, dead: Mapping[int, list[str]]) -> list[str]:
         if entry.name != "train_step":
             return []
         lines = []
         for number, _ in enumerate(entry.calls[entry.commit :] if entry.commit else (), entry.commit):
             made = self._call(entry, number, local)
-            lines += [f"/* {made['comment']} */", str(made["text"])]
+            lines += [f"/* {made['comment']} */", str(made["text"]), *dead.get(number, [])]
         spec = self.program.update
         if spec is not None and spec.ranges:
             lines.append("launch_update(context, stream, run);")
@@ -323,16 +347,18 @@ def emit_cuda(
     graph: str = "",
     precision: Precision = "fp32",
     nan_guard: bool = False,
+    poison: Mapping[str, ArenaPlan] | None = None,
     profile: bool = False,
 ) -> Emitted:
     """Return the CUDA source, the header and the cffi declarations of a program.
 
-    With ``nan_guard`` an entry point stops after the call that wrote a NaN or Inf. ``profile`` notes how long every
-    call takes on the device.
+    With ``nan_guard`` an entry point stops after the call that wrote a NaN or Inf. ``poison`` has the plans of the
+    entry points that fill with NaNs what does not live in the arena. ``profile`` notes how long every call takes on
+    the device.
 
     Numerics: products round their operands to ``precision`` and sum in float32.
     """
-    return _CudaEmitter(program, optimizer, graph, precision, nan_guard, profile).emit()
+    return _CudaEmitter(program, optimizer, graph, precision, nan_guard, poison or {}, profile).emit()
 
 
 def emulator() -> dict[str, str]:
