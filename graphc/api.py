@@ -29,7 +29,7 @@ from graphc.passes.variants import Choose, Variant, cost_model
 from graphc.pipeline import FORK_US, Compiled, Dump, Request, compile_program, initialisers_of
 from graphc.rewrites import ALL, Rewrites
 from graphc.translation import Translation
-from graphc.tuning import Store, Tuner, machine_of
+from graphc.tuning import Store, Tuner, device_machine, device_name, machine_of
 from graphc.types import PRECISIONS, DType, Precision, check_dtype
 from graphc_runtime.module import Module as RuntimeModule
 from graphc_runtime.profile import Profile
@@ -193,8 +193,9 @@ def compile(
     ``fork_us`` is what waking threads costs, in microseconds: a kernel with less work runs on one thread.
     ``threads`` is what ``module.threads`` is at first. ``tune=True`` measures the variants of every distinct
     convolution and matrix product on this machine, with so many threads, and takes one that is at least 3 % faster
-    than the cost model's choice (``module.manifest["tuned"]`` tells which). That takes seconds to minutes; winners
-    are kept in the build cache for each processor, compiler and number of threads, and not measured again. Values
+    than the cost model's choice (``module.manifest["tuned"]`` tells which); for a device, tiles of its products. That
+    takes seconds to minutes; winners are kept in the build cache for each processor or device, compiler and number of
+    threads, and not measured again. Values
     differ by rounding from those of the module that is not tuned. ``memory_budget`` is how many bytes the arena of
     a training step may have at the largest batch: parts of the forward pass run again in the backward pass, as few
     operations as make it fit, with the same bits as without. ``rewrites`` says what else may be done to save memory
@@ -220,13 +221,12 @@ def compile(
         keep_gradients=_checked_gradients(keep_gradients, optimizer),
     )
     _check_threads(threads)
-    _check_device(target, tune=tune)
     extras = _Extras(nan_guard, poison, profile)
     cache, settings, tuner = Cache(options.cache_root()), [str(extras)], None
     if tune:
-        store = Store(cache, machine_of(options, request.isa.name, threads, request.fork_us))
+        store = Store(cache, _machine(request, options, threads, target))
         settings.append(f"tuned for {store.digest}")
-        tuner = Tuner(request, options, threads, store)
+        tuner = Tuner(request, options, threads, store, target)
     if dump_dir is not None:
         artifact = _make_artifact(request, extras, tuner, _dumper(Path(dump_dir)))
     else:
@@ -266,17 +266,17 @@ def translate(
     return Translation(request, artifact)
 
 
+def _machine(request: Request, options: BuildOptions, threads: int, target: str) -> dict[str, Any]:
+    """Return what the winners of tuning hold for."""
+    if target in DEVICES:
+        return device_machine(options, target, device_name(options, target))
+    return machine_of(options, request.isa.name, threads, request.fork_us)
+
+
 def _chooser(tuned: Mapping[str, Any]) -> Choose:
     """Return what answers with the variants of a manifest, and with the cost model's for all other tasks."""
     known = {task: Variant.from_dict(chosen) or Variant() for task, chosen in tuned.items()}
     return (lambda task: known.get(str(task), Variant())) if known else cost_model
-
-
-def _check_device(target: str, **options: bool) -> None:
-    """Refuse what code for a device cannot do yet."""
-    asked = [name for name, wanted in options.items() if wanted]
-    if asked and target in DEVICES:
-        raise GraphError(f"compile: {', '.join(asked)}: there is none for target {target!r}")
 
 
 def _checked_precision(precision: str, target: str, dtype: str) -> Precision:
