@@ -29,7 +29,7 @@ from graphc.passes.variants import Choose, Variant, cost_model
 from graphc.pipeline import FORK_US, Compiled, Dump, Request, compile_program, initialisers_of
 from graphc.rewrites import ALL, Rewrites
 from graphc.translation import Translation
-from graphc.tuning import Store, Tuner, machine_of
+from graphc.tuning import Store, Tuner, device_machine, device_name, machine_of
 from graphc.types import PRECISIONS, DType, Precision, check_dtype
 from graphc_runtime.module import Module as RuntimeModule
 from graphc_runtime.profile import Profile
@@ -132,7 +132,8 @@ class Module(RuntimeModule):
         """Return how long every kernel takes on a batch, beside what this machine can do; needs ``profile=True``.
 
         ``mode`` is ``"inference"`` or ``"train"``, after which the module is as it was. The machine's peak is
-        measured at the first call, which takes some seconds. The result has a ``table()``, a ``trace(path)`` for
+        measured at the first call, which takes some seconds; a device's is not, and its profile has no roof. The
+        result has a ``table()``, a ``trace(path)`` for
         chrome://tracing, and a ``plot(path)`` of the roofline.
 
         Raises:
@@ -140,7 +141,8 @@ class Module(RuntimeModule):
         """
         if mode not in ("inference", "train"):
             raise RangeError(f"profile: mode must be 'inference' or 'train', got {mode!r}")
-        return self.profile_on(measure_machine(self.threads), inputs, train=mode == "train", repeats=repeats)
+        roof = {} if self.manifest["device"] else measure_machine(self.threads)
+        return self.profile_on(roof, inputs, train=mode == "train", repeats=repeats)
 
     def _hand_over(self, other: RuntimeModule) -> None:
         """Another module of the net gets what this one has of its weights and, where it trains, of their training."""
@@ -191,8 +193,9 @@ def compile(
     ``fork_us`` is what waking threads costs, in microseconds: a kernel with less work runs on one thread.
     ``threads`` is what ``module.threads`` is at first. ``tune=True`` measures the variants of every distinct
     convolution and matrix product on this machine, with so many threads, and takes one that is at least 3 % faster
-    than the cost model's choice (``module.manifest["tuned"]`` tells which). That takes seconds to minutes; winners
-    are kept in the build cache for each processor, compiler and number of threads, and not measured again. Values
+    than the cost model's choice (``module.manifest["tuned"]`` tells which); for a device, tiles of its products. That
+    takes seconds to minutes; winners are kept in the build cache for each processor or device, compiler and number of
+    threads, and not measured again. Values
     differ by rounding from those of the module that is not tuned. ``memory_budget`` is how many bytes the arena of
     a training step may have at the largest batch: parts of the forward pass run again in the backward pass, as few
     operations as make it fit, with the same bits as without. ``rewrites`` says what else may be done to save memory
@@ -218,13 +221,12 @@ def compile(
         keep_gradients=_checked_gradients(keep_gradients, optimizer),
     )
     _check_threads(threads)
-    _check_device(target, nan_guard=nan_guard, poison=poison, profile=profile, tune=tune)
     extras = _Extras(nan_guard, poison, profile)
     cache, settings, tuner = Cache(options.cache_root()), [str(extras)], None
     if tune:
-        store = Store(cache, machine_of(options, request.isa.name, threads, request.fork_us))
+        store = Store(cache, _machine(request, options, threads, target))
         settings.append(f"tuned for {store.digest}")
-        tuner = Tuner(request, options, threads, store)
+        tuner = Tuner(request, options, threads, store, target)
     if dump_dir is not None:
         artifact = _make_artifact(request, extras, tuner, _dumper(Path(dump_dir)))
     else:
@@ -264,17 +266,17 @@ def translate(
     return Translation(request, artifact)
 
 
+def _machine(request: Request, options: BuildOptions, threads: int, target: str) -> dict[str, Any]:
+    """Return what the winners of tuning hold for."""
+    if target in DEVICES:
+        return device_machine(options, target, device_name(options, target))
+    return machine_of(options, request.isa.name, threads, request.fork_us)
+
+
 def _chooser(tuned: Mapping[str, Any]) -> Choose:
     """Return what answers with the variants of a manifest, and with the cost model's for all other tasks."""
     known = {task: Variant.from_dict(chosen) or Variant() for task, chosen in tuned.items()}
     return (lambda task: known.get(str(task), Variant())) if known else cost_model
-
-
-def _check_device(target: str, **options: bool) -> None:
-    """Refuse what code for a device cannot do yet."""
-    asked = [name for name, wanted in options.items() if wanted]
-    if asked and target in DEVICES:
-        raise GraphError(f"compile: {', '.join(asked)}: there is none for target {target!r}")
 
 
 def _checked_precision(precision: str, target: str, dtype: str) -> Precision:
@@ -338,7 +340,14 @@ def _make_artifact(
     compiled = compile_program(replace(request, apart=extras.nan_guard), dump)
     optimizer = request.optimizer if request.loss is not None else None
     emitted = (
-        emit_cuda(compiled.program, optimizer, precision=request.precision)
+        emit_cuda(
+            compiled.program,
+            optimizer,
+            precision=request.precision,
+            nan_guard=extras.nan_guard,
+            poison=compiled.plans if extras.poison else None,
+            profile=extras.profile,
+        )
         if request.target == "cuda"
         else emit_c(
             compiled.program,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from graphc.differentiate import grad
+from graphc.emit.products import FORMS
 from graphc.errors import GraphError, UnknownNameError
 from graphc.graph.node import Node, topological
 from graphc.graph.text import print_graph
@@ -35,7 +36,7 @@ from graphc.passes.recompute import fuse
 from graphc.passes.retype import retype
 from graphc.passes.simplify import simplify
 from graphc.passes.specialise import Specialised, specialise, without_gradient_rules
-from graphc.passes.variants import Choose, cost_model
+from graphc.passes.variants import Choose, ProductTask, cost_model
 from graphc.program.ir import (
     Argument,
     Bound,
@@ -380,6 +381,7 @@ class Builder:
         commits = self._commits(graph, buffers)
         calls = update_at_once(lowering.calls, self._targets(buffers))
         entry_calls, plan = self._plan(name, calls, commits)
+        entry_calls = [self._tiled(call) for call in entry_calls]
         bounds = self._bounds(special, {a.name for a in inputs})
         self.entries.append(
             Entry(
@@ -392,6 +394,14 @@ class Builder:
             )
         )
         self.plans[name] = plan
+
+    def _tiled(self, call: Call) -> Call:
+        """Return the call with the tile that is chosen for it, if it is a device's product."""
+        request = self.request
+        if request.target != "cuda" or call.kernel.template not in FORMS:
+            return call
+        variant = request.choose(ProductTask(call.kernel, request.batch, request.precision))
+        return replace(call, kernel=replace(call.kernel, tile=variant.tile))
 
     def _input_order(self, name: str) -> int:
         order = [n.op.name for n in topological(self.graphs["written"].values()) if isinstance(n.op, Input)]

@@ -14,7 +14,7 @@ from helpers import reference
 
 import graphc as gc
 from graphc.cli.tasks import digits
-from graphc.emit import products
+from graphc.emit import tiling
 from graphc.emit.cuda import emit_cuda
 from graphc.graph.node import Node
 from graphc.ops.conv2d import Conv2d, ConvGeometry
@@ -152,12 +152,14 @@ def test_a_product_with_many_tiles_has_no_shares() -> None:
     assert emitted.arena_bytes < 4 * (300 * 4096 * 2 + 4096 * 4096) + 4096
 
 
-@pytest.mark.parametrize("tile", products._TILES, ids=lambda tile: "x".join(map(str, tile)))
+@pytest.mark.parametrize(
+    "tile", [*tiling._TILES, *tiling._MEASURED], ids=lambda tile: "x".join(map(str, tile))
+)
 def test_every_tile_computes_every_product(
     tile: tuple[int, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All products are right in all tiles, whichever their sizes would choose, at two batches."""
-    monkeypatch.setattr(products, "_TILES", (tile,))
+    monkeypatch.setattr(tiling, "_TILES", (tile,))
     inputs, outputs = many()
     # What is dumped is emitted anew instead of taken from the cache.
     module = gc.compile(outputs, batch=5, target="cuda-emulated", build=FLAGS, dump_dir=tmp_path)
@@ -208,7 +210,7 @@ def test_tensor_cores_multiply_rounded_operands_and_sum_in_float32(
     precision: str, tile: tuple[int, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Results are those of a float64 product of the rounded operands, to what sums in float32 may differ."""
-    monkeypatch.setattr(products, "_TILES", (tile,))
+    monkeypatch.setattr(tiling, "_TILES", (tile,))
     inputs, outputs = many()
     module = gc.compile(
         outputs, batch=5, target="cuda-emulated", precision=precision, build=FLAGS, dump_dir=tmp_path

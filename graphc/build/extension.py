@@ -114,9 +114,7 @@ def build_extension(
     import _cffi_backend  # type: ignore[import-untyped]  # cffi ships no types
 
     cache = Cache(options.cache_root())
-    toolchain = _choose_toolchain(options, cache)
-    if target != "c":
-        toolchain = replace(toolchain, device=device_compiler(target, options.optimisation))
+    toolchain = _toolchain_for(target, options, cache)
     python = [sys.implementation.cache_tag or "", _EXTENSION_SUFFIX, _cffi_backend.__version__]
     key = _digest(["extension", name, cdef, *python, *toolchain.identity(), *_flatten(sources)])
     # The module's own name has no key in it: nets with the same functions then have the same wrapper.
@@ -164,13 +162,13 @@ def target_macros(options: BuildOptions) -> str:
     return predefined_macros(flags, compiler, cache)
 
 
-def toolchain_identity(options: BuildOptions) -> list[str]:
+def toolchain_identity(options: BuildOptions, target: str = "c") -> list[str]:
     """Return what decides, besides the sources, which machine code a build gives: compiler, flags, processor.
 
     Raises:
         BuildError: there is no compiler.
     """
-    return _choose_toolchain(options, Cache(options.cache_root())).identity()
+    return _toolchain_for(target, options, Cache(options.cache_root())).identity()
 
 
 def _build(recipe: _Recipe, sources: Mapping[str, str], inputs: Callable[[], _Inputs]) -> Path:
@@ -188,6 +186,13 @@ def _build(recipe: _Recipe, sources: Mapping[str, str], inputs: Callable[[], _In
     elif options.verbose:
         print(f"graphc: found {entry / recipe.product}", file=sys.stderr)
     return entry / recipe.product
+
+
+def _toolchain_for(target: str, options: BuildOptions, cache: Cache) -> _Toolchain:
+    toolchain = _choose_toolchain(options, cache)
+    if target == "c":
+        return toolchain
+    return replace(toolchain, device=device_compiler(target, options.optimisation))
 
 
 def _choose_toolchain(options: BuildOptions, cache: Cache) -> _Toolchain:

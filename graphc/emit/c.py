@@ -14,7 +14,7 @@ from graphc.emit.levels import Level, levels_context
 from graphc.emit.locals import SPACES, Identifiers, Locals
 from graphc.emit.movers import helper_call, helper_of
 from graphc.emit.naming import kernel_name
-from graphc.emit.poison import poison_arena, poison_dead
+from graphc.emit.poison import poison, poison_dead
 from graphc.emit.prelude import helpers_for
 from graphc.emit.stack import stack_bound
 from graphc.emit.templates import render
@@ -320,7 +320,7 @@ class Emitter:
             "uses_n": uses_batch and re.search(r"\bN\b", "\n".join([text, *lines, *checks])) is not None,
             "checks": block_checks + checks,
             "locals": lines,
-            "poison": poison_arena(self.program.dtype) if dead else "",
+            "poison": self._poison_arena(entry) if dead else [],
             "calls": calls,
             "tail": tail,
         }  # fmt: skip
@@ -385,7 +385,15 @@ class Emitter:
             return {}
         buffers = {b for call in entry.calls for b in call.buffers if b.space is Space.ARENA}
         names = {b.name: local.name(b) for b in sorted(buffers, key=lambda b: b.name)}
-        return poison_dead(self.poison[entry.name], local.offsets, names, self.program.dtype)
+        return poison_dead(self.poison[entry.name], local.offsets, names, self._poison)
+
+    def _poison(self, place: int, size: int | str) -> str:
+        return poison(place, size, self.program.dtype)
+
+    def _poison_arena(self, entry: Entry) -> list[str]:
+        """Return what fills the whole arena, before the first kernel."""
+        del entry
+        return [self._poison(0, "memory->arena_bytes")]
 
     def _call(self, entry: Entry, number: int, local: Locals) -> dict[str, object]:
         call = entry.calls[number]

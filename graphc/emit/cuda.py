@@ -18,6 +18,7 @@ from graphc.emit.grid import THREADS, Launch
 from graphc.emit.locals import Locals
 from graphc.emit.movers import helper_of
 from graphc.emit.naming import kernel_name
+from graphc.emit.poison import poison_on_device
 from graphc.emit.prelude import helpers_for
 from graphc.emit.products import shares_context, workspace_bytes
 from graphc.emit.simt import kernel_context
@@ -34,13 +35,15 @@ from graphc.emit.templates import as_it_stands, render
 from graphc.emit.text import C_TYPE, indent, signature
 from graphc.emit.update import STEP_NUMBER, scalar_lines, update_context
 from graphc.emit.weights import DEVICE_CONTEXT_BYTES
+from graphc.memory import ArenaPlan
 from graphc.optim import Optimizer
 from graphc.program.ir import Call, Entry, Kernel, Program
 from graphc.types import ITEMSIZE, Precision, at
 
 _BLOCK = THREADS  # of the update
 # Functions of the host code; ranges of parameters are updated by kernels called update_1 and so on.
-_TAKEN = {"launch_update", "graph", "shares", *NAMES, *(f"update_{k}" for k in range(1, 100))}
+_TAKEN = {"launch_update", "graph", "shares", "check_finite", "note_laps", *NAMES}
+_TAKEN |= {f"update_{k}" for k in range(1, 100)}
 _PUBLIC = ("allocate", "close", "device_error", "device_memory", "release", "unstage")
 _HEAD = {
     "N": "const {index} N = ({index})run->batch;",
@@ -79,7 +82,16 @@ class _Part:
 class _CudaEmitter(Emitter):
     """Emits kernels and host code; what an entry point checks and declares is that of C."""
 
-    def __init__(self, program: Program, optimizer: Optimizer | None, graph: str, precision: Precision):
+    def __init__(
+        self,
+        program: Program,
+        optimizer: Optimizer | None,
+        graph: str,
+        precision: Precision,
+        nan_guard: bool,
+        poison: Mapping[str, ArenaPlan],
+        profile: bool,
+    ):
         # Kernels run one after the other: they share one workspace.
         self.workspaces = {
             entry.name: max(
@@ -88,7 +100,10 @@ class _CudaEmitter(Emitter):
             for entry in program.entries
         }
         whole = _with_copies(program, self.workspaces)
-        super().__init__(whole, optimizer, False, {}, False, Exported(graph))
+        super().__init__(whole, optimizer, nan_guard, poison, profile, Exported(graph))
+        # Calls that are watched are launched one by one: the host looks in between, and events within a captured
+        # graph tell no times.
+        self.watched = nan_guard or profile
         self.planned, self.precision = program, precision
         self.parts: dict[Kernel, list[_Part]] = {}
 
@@ -122,6 +137,9 @@ class _CudaEmitter(Emitter):
             update = _render("update", block=_BLOCK, grid=_grid, **context)
         common = {**self._common(entries_text), "stack": 0, "device": True, "block": _BLOCK}
         common |= {"staged_bytes": staged_bytes(self.program), "result_bytes": result_bytes(self.program)}
+        common |= {"watched": self.watched, "checks": ""}
+        if self.watched:
+            common["checks"] = _render("checks", **common).strip("\n")
         if self.graph:
             common["weights_functions"] = render_c("weights", **common)
         entry_texts = indent(_render("entries", update=update, **common)).strip("\n")
@@ -154,6 +172,7 @@ class _CudaEmitter(Emitter):
             {file: text.rstrip("\n") + "\n" for file, text in sources.items()},
             cdef_of(header),
             names,
+            profiled=self.laps > 0,
             device=True,
             arena_bytes=self.program.arena_bytes,
         )
@@ -187,8 +206,13 @@ class _CudaEmitter(Emitter):
             text = signature(f"cuda{helper.capitalize()}Async", parameters) + ";"
         else:
             text = "\n".join(_launch(part, arguments) for part in self.parts[call.kernel])
-        comment = comment_text(call_text(call, 4))
-        return {"text": text, "comment": comment, "guard": "", "number": number}
+        checks = [
+            f"error = check_finite(context, {number}, {local.name(buffer)}, {buffer.size});"
+            for operand, buffer in zip(call.kernel.operands, call.buffers, strict=True)
+            if operand.written and self._is_guarded(entry, number, buffer, local)
+        ]
+        guard = "\n".join(f"{check}\nif (error) return error;" for check in checks)
+        return {"text": text, "comment": comment_text(call_text(call, 4)), "guard": guard, "number": number}
 
     def _entry(self, entry: Entry) -> dict[str, object]:
         made: dict[str, Any] = super()._entry(entry)
@@ -203,6 +227,7 @@ class _CudaEmitter(Emitter):
             "uses_arena": any("(arena +" in line for line in made["locals"]),
             "uses_n_in_checks": any(re.search(r"\bN\b", check) for check in made["checks"]),
             "steps": entry.name == "train_step",
+            "guards_use_n": any(re.search(r"\bN\b", c["guard"]) for c in made["calls"]),
         }  # fmt: skip
 
     def _declared(self, local: Locals, text: str) -> list[str]:
@@ -210,13 +235,34 @@ class _CudaEmitter(Emitter):
         del text
         return list(local.lines.values())
 
+    def _poison(self, place: int, size: int | str) -> str:
+        return poison_on_device(place, int(size))
+
+    def _poison_arena(self, entry: Entry) -> list[str]:
+        """Return what fills the arena, but for the copies of arguments."""
+        lines = [self._poison(0, self.planned.offsets[entry.name][""])]
+        return [*lines, *self._poison_shares(entry)]
+
+    def _poison_shares(self, entry: Entry) -> list[str]:
+        shares = _shares(self, entry)
+        if shares is None:
+            return []
+        return [self._poison(int(str(shares["offset"])), self.workspaces[entry.name]) + " /* shares */"]
+
+    def _dead(self, entry: Entry, local: Locals) -> dict[int, list[str]]:
+        found = super()._dead(entry, local)
+        for number, call in enumerate(entry.calls if found else ()):
+            if any(part.launch.workspace for part in self.parts.get(call.kernel, ())):
+                found.setdefault(number, []).extend(self._poison_shares(entry))
+        return found
+
     def _commit(self, entry: Entry, local: Locals, dead: Mapping[int, list[str]]) -> list[str]:
         if entry.name != "train_step":
             return []
         lines = []
         for number, _ in enumerate(entry.calls[entry.commit :] if entry.commit else (), entry.commit):
             made = self._call(entry, number, local)
-            lines += [f"/* {made['comment']} */", str(made["text"])]
+            lines += [f"/* {made['comment']} */", str(made["text"]), *dead.get(number, [])]
         spec = self.program.update
         if spec is not None and spec.ranges:
             lines.append("launch_update(context, stream, run);")
@@ -301,13 +347,24 @@ def _on_device(helper: str) -> str:
 
 
 def emit_cuda(
-    program: Program, optimizer: Optimizer | None = None, *, graph: str = "", precision: Precision = "fp32"
+    program: Program,
+    optimizer: Optimizer | None = None,
+    *,
+    graph: str = "",
+    precision: Precision = "fp32",
+    nan_guard: bool = False,
+    poison: Mapping[str, ArenaPlan] | None = None,
+    profile: bool = False,
 ) -> Emitted:
     """Return the CUDA source, the header and the cffi declarations of a program.
 
+    With ``nan_guard`` an entry point stops after the call that wrote a NaN or Inf. ``poison`` has the plans of the
+    entry points that fill with NaNs what does not live in the arena. ``profile`` notes how long every call takes on
+    the device.
+
     Numerics: products round their operands to ``precision`` and sum in float32.
     """
-    return _CudaEmitter(program, optimizer, graph, precision).emit()
+    return _CudaEmitter(program, optimizer, graph, precision, nan_guard, poison or {}, profile).emit()
 
 
 def emulator() -> dict[str, str]:

@@ -8,7 +8,6 @@ bits of a result.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,19 +16,10 @@ from typing import Any
 from graphc.emit.grid import MOST_BLOCKS, THREADS, Axis, Launch, blocks, decoded, factor, index_type
 from graphc.emit.kernels import EpilogueText
 from graphc.emit.text import C_TYPE, extent, linear, minus, times
-from graphc.program.ir import Access, Kernel
+from graphc.emit.tiling import Problem, Tiling, tiles_to_measure, tiling
+from graphc.program.ir import Access, Kernel, Tile
 from graphc.types import ITEMSIZE, Precision, Size, at, coefficients_of, product
 
-_TILES = ((128, 128, 2), (128, 64, 2), (64, 128, 2), (64, 64, 1), (64, 32, 1), (32, 64, 1), (32, 32, 1))
-"""Rows and columns of a block; and patches of 4 x 4 sums, one below the other and beside each other, of a thread."""
-_SHARED = 48 * 1024  # bytes that a block may have without asking
-_WIDEST = 8  # patches of sums times bytes of one, beside which a thread's registers hold what is on its way
-_SLICE = 16  # steps of the depth that are in shared memory together, at the most
-_TAKEN = 8  # elements of an operand that a thread reads one by one, at computed places, before it uses them
-_MULTIPROCESSORS = 132  # of a large device
-_READ = 32  # multiplications of a thread for which it could read an element
-_BLOCKS = 2 * _MULTIPROCESSORS  # that keep it busy: each has room for several
-_LEAST_DEPTH = 128  # of a share: it reads more of its operands then than it writes sums
 _FEW = 8  # shares that a thread adds alone
 
 
@@ -65,62 +55,18 @@ class _Form:
     what: str
 
 
-@dataclass(frozen=True)
-class _Tiling:
-    """How a product is divided: a block's rows and columns, the shares of the depth, and how long each is."""
-
-    height: int
-    width: int
-    patches: int
-    down: int
-    across: int
-    shares: int
-    length: int
-
-    @property
-    def threads(self) -> int:
-        """How many threads a block has."""
-        return self.height * self.width // (4 * self.patches) ** 2
-
-
-def _tiling(form: _Form, batch: int, itemsize: int, element: int) -> _Tiling:
-    """Return the tiles that are expected to take the least time; ``element`` bytes are multiplied, others summed."""
+def _as_product(form: _Form, kernel: Kernel, batch: int, precision: Precision) -> Problem:
+    """Return what the choice of tiles depends on."""
+    itemsize = ITEMSIZE[kernel.dtype]
     rows, columns, depth, planes = (at(s, batch) for s in (form.rows, form.columns, form.depth, form.planes))
-    best, found, gathers = 0.0, None, min(form.a.run, form.b.run) == 1
-    for height, width, patches in _TILES:
-        if not _fits(height, rows) or not _fits(width, columns) or patches * itemsize > _WIDEST:
-            continue
-        down, across = -(-rows // height), -(-columns // width)
-        wanted = max(1, min(_BLOCKS // (down * across * planes), depth // _LEAST_DEPTH))
-        length = -(-depth // (wanted * _SLICE)) * _SLICE
-        tiling = _Tiling(height, width, patches, down, across, -(-depth // length), length)
-        taken = _slice_depth(tiling, element) * max(height, width) // tiling.threads
-        if _shared_bytes(tiling, itemsize, element) > _SHARED or (taken > _TAKEN and gathers):
-            continue
-        useful = rows * columns / (down * height * across * width)
-        multiplies = height * width / (height * width + _READ * (height + width))  # rather than reads
-        busy = down * across * planes * tiling.shares * tiling.threads / (_MULTIPROCESSORS * THREADS)
-        value = useful * multiplies * busy / math.ceil(busy)
-        if value > best:
-            best, found = value, tiling
-    assert found is not None, "the smallest tiles are for any product"
-    return found
+    element = 2 if precision == "bf16" else itemsize
+    return Problem(rows, columns, depth, planes, itemsize, element, min(form.a.run, form.b.run) == 1)
 
 
-def _fits(size: int, count: int) -> bool:
-    """Whether so many rows or columns need a tile of that size."""
-    return size == 32 or count > size // 2
-
-
-def _slice_depth(tiling: _Tiling, element: int) -> int:
-    """Return how many steps of the depth are in shared memory together."""
-    return _SLICE if tiling.patches * element < 8 else _SLICE // 2
-
-
-def _shared_bytes(tiling: _Tiling, itemsize: int, element: int) -> int:
-    """Return how many bytes of shared memory a block has at the most: two slices, and a patch of every warp."""
-    slices = 2 * _slice_depth(tiling, element) * (tiling.height + tiling.width + 16) * element
-    return slices + tiling.threads // 32 * 16 * 36 * itemsize
+def tiles_of(kernel: Kernel, batch: int, precision: Precision) -> list[Tile]:
+    """Return the tiles of a product that are worth measuring, the cost model's first."""
+    form = FORMS[kernel.template](kernel, _Lines(index_type(kernel, batch)))
+    return tiles_to_measure(_as_product(form, kernel, batch, precision))
 
 
 def product_context(kernel: Kernel, batch: int, precision: Precision) -> tuple[str, dict[str, Any], Launch]:
@@ -128,30 +74,29 @@ def product_context(kernel: Kernel, batch: int, precision: Precision) -> tuple[s
     assert kernel.epilogue is not None
     epilogue, index = EpilogueText(kernel, kernel.epilogue), index_type(kernel, batch)
     form = FORMS[kernel.template](kernel, _Lines(index))
-    itemsize = ITEMSIZE[kernel.dtype]
-    tiling = _tiling(form, batch, itemsize, 2 if precision == "bf16" else itemsize)
+    tiles = tiling(_as_product(form, kernel, batch, precision), kernel.tile)
     result = _read(form.result, epilogue.outer_lines)
     sides = (*form.a.lines, form.a.element, *form.b.lines, form.b.element)
     plane = _read(form.plane, "\n".join([*result, epilogue.outer_lines, *sides]))
     context = {
-        **_common(kernel, form, tiling, index), "sums": _sums(kernel, tiling, precision), "form": form,
+        **_common(kernel, form, tiles, index), "sums": _sums(kernel, tiles, precision), "form": form,
         "plane": plane, "epilogue": epilogue, "result": result,
     }  # fmt: skip
     planes, results = at(form.planes, batch), at(form.rows * form.columns * form.planes, batch)
-    deep = planes * tiling.shares if tiling.shares > 1 else min(planes, MOST_BLOCKS)
-    each = f"{4 * tiling.patches} x {4 * tiling.patches}"
+    deep = planes * tiles.shares if tiles.shares > 1 else min(planes, MOST_BLOCKS)
+    each = f"{4 * tiles.patches} x {4 * tiles.patches}"
     if precision != "fp32":
         each += " (by tensor cores)"
-    mapping = f"a block computes {tiling.height} x {tiling.width} {form.what}, a thread {each} of them"
-    if tiling.shares > 1:
-        mapping += f", over one of {tiling.shares} shares of the depth"
-    grid = f"dim3({tiling.across}, {min(tiling.down, MOST_BLOCKS)}, {deep})"
-    workspace = tiling.shares * results * ITEMSIZE[kernel.dtype] if tiling.shares > 1 else 0
+    mapping = f"a block computes {tiles.height} x {tiles.width} {form.what}, a thread {each} of them"
+    if tiles.shares > 1:
+        mapping += f", over one of {tiles.shares} shares of the depth"
+    grid = f"dim3({tiles.across}, {min(tiles.down, MOST_BLOCKS)}, {deep})"
+    workspace = tiles.shares * results * ITEMSIZE[kernel.dtype] if tiles.shares > 1 else 0
     # With little to compute of indices, the registers of two large blocks fit into a multiprocessor.
     plain = not form.a.lines and not form.b.lines
-    lean = tiling.patches > 1 and min(form.a.run, form.b.run) > 1 and (plain or precision == "fp32")
+    lean = tiles.patches > 1 and min(form.a.run, form.b.run) > 1 and (plain or precision == "fp32")
     lean = lean and index == "int"
-    return "product", context, Launch(grid, tiling.threads, mapping, index, workspace, 2 if lean else 1)
+    return "product", context, Launch(grid, tiles.threads, mapping, index, workspace, 2 if lean else 1)
 
 
 def shares_context(kernel: Kernel, batch: int, precision: Precision) -> tuple[str, dict[str, Any], Launch]:
@@ -175,21 +120,21 @@ def workspace_bytes(kernel: Kernel, batch: int, precision: Precision) -> int:
     return product_context(kernel, batch, precision)[2].workspace if kernel.template in FORMS else 0
 
 
-def _sums(kernel: Kernel, tiling: _Tiling, precision: Precision) -> str:
+def _sums(kernel: Kernel, tiles: Tiling, precision: Precision) -> str:
     """Return the type of a warp's sums."""
     if precision == "fp32":
-        return f"gc_sums<{C_TYPE[kernel.dtype]}, {tiling.patches}>"
-    return f"gc_tensor_sums<gc_{precision}, {tiling.patches}>"
+        return f"gc_sums<{C_TYPE[kernel.dtype]}, {tiles.patches}>"
+    return f"gc_tensor_sums<gc_{precision}, {tiles.patches}>"
 
 
-def _common(kernel: Kernel, form: _Form, tiling: _Tiling, index: str) -> dict[str, Any]:
+def _common(kernel: Kernel, form: _Form, tiles: Tiling, index: str) -> dict[str, Any]:
     results = extent(form.rows * form.columns * form.planes)
     return {
-        "T": C_TYPE[kernel.dtype], "I": index, "height": tiling.height, "width": tiling.width,
+        "T": C_TYPE[kernel.dtype], "I": index, "height": tiles.height, "width": tiles.width,
         "rows": extent(form.rows), "columns": extent(form.columns), "depth": extent(form.depth),
         "planes": "" if form.planes == 1 else extent(form.planes), "results": results,
-        "shares": tiling.shares,
-        "length": tiling.length,
+        "shares": tiles.shares,
+        "length": tiles.length,
     }  # fmt: skip
 
 

@@ -187,11 +187,29 @@ class Operand:
     shape: Shape
 
 
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How a device divides a product.
+
+    Attributes:
+        rows: of the results that a block computes.
+        columns: of them.
+        patches: of 4 x 4 sums, one below the other and beside each other, of a thread.
+        shares: parts of the depth that are summed apart.
+    """
+
+    rows: int
+    columns: int
+    patches: int
+    shares: int
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One generated function: the template that prints it and everything that the template needs.
 
-    ``scalars`` are computed once a call, from the learning rate and the number of the step.
+    ``scalars`` are computed once a call, from the learning rate and the number of the step. Without a ``tile`` the
+    emitter chooses one for a product.
     """
 
     template: str
@@ -204,6 +222,7 @@ class Kernel:
     dtype: DType
     parallel: bool
     scalars: tuple[tuple[str, sp.Expr], ...] = ()
+    tile: Tile | None = None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Bench(Module):
         self._clock = _clock(threads)
         super().__init__(make_manifest(program, emitted, None), library, {})
         self.threads = threads
-        _fill(self._blocks["params"])
+        fill(self._blocks["params"])
         self._fold()
 
     def timer(self, batch: int, moved: int) -> Callable[[str], float]:
@@ -55,7 +55,7 @@ class Bench(Module):
                 for argument in (*entry.inputs, *entry.outputs):
                     wanted = argument.at(batch)
                     if argument.name not in arrays:
-                        arrays[argument.name] = _fill(aligned(math.prod(wanted.shape), wanted.dtype))
+                        arrays[argument.name] = fill(aligned(math.prod(wanted.shape), wanted.dtype))
                     given += (self.ffi.from_buffer(wanted.pointer, arrays[argument.name]), wanted.size)
                 arguments[name] = given
                 begin = perf_counter()
@@ -88,7 +88,7 @@ def _clock(threads: int) -> Callable[[], float]:
     return thread_time if threads == 1 and 0 < thread_time() - begin < _LEAST_SECONDS else perf_counter
 
 
-def _fill(array: np.ndarray) -> np.ndarray:
+def fill(array: np.ndarray) -> np.ndarray:
     """Return the array with random numbers in it: zeros would all lie in one page of memory."""
     if array.dtype.kind == "f":
         drawn = np.random.default_rng(0).standard_normal(min(array.size, _DRAWN)).astype(array.dtype)

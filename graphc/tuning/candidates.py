@@ -17,7 +17,7 @@ from graphc.ops.matmul import MatMul
 from graphc.ops.packed import PackedConv2d, PackedConv2dBackwardWeight, PackedMatMul
 from graphc.ops.winograd import WinogradConv2d, WinogradConv2dBackwardWeight
 from graphc.passes.pack import Layouts, kernel_of
-from graphc.passes.variants import Task, Variant
+from graphc.passes.variants import AnyTask, Task, Variant
 from graphc.pipeline import Builder, Request
 from graphc.program.ir import Kernel, Program
 from graphc.types import DType, at, static_shape
@@ -37,7 +37,7 @@ _WISHES = ("sums", "served", "tile_limit")
 class Trial:
     """A task with the variants that give different kernels, the cost model's first; an entry point for each."""
 
-    task: Task
+    task: AnyTask
     variants: tuple[Variant, ...]
     entries: tuple[str, ...]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from graphc.artifact import compiler_digest
 from graphc.build import BuildOptions, Cache, cpu_identity, toolchain_identity
-from graphc.passes.variants import Task, Variant
+from graphc.passes.variants import AnyTask, Variant
 
 
 class Store:
-    """Variants by task, for one processor, compiler, version of graphc, and number of threads.
+    """Variants by task, for one processor or device, compiler, version of graphc, and number of threads.
 
     What is damaged, or was written by another version, is as good as absent: it is measured again.
     """
@@ -29,7 +29,7 @@ class Store:
         """Return the winners by the text of their tasks."""
         return {text: variant for text, (variant, _) in self._entries(self._cache.note(self._note)).items()}
 
-    def add(self, found: Mapping[Task, tuple[Variant, Mapping[str, Any]]]) -> None:
+    def add(self, found: Mapping[AnyTask, tuple[Variant, Mapping[str, Any]]]) -> None:
         """Keep winners, each with what was measured, beside those of other nets."""
 
         def merged(text: str | None) -> str:
@@ -62,4 +62,18 @@ def machine_of(options: BuildOptions, isa: str, threads: int, fork_us: float) ->
         "isa": isa,
         "threads": threads,
         "fork_us": fork_us,
+    }
+
+
+def device_machine(options: BuildOptions, target: str, device: str) -> dict[str, Any]:
+    """Return the same for a device: its name, and compilers. The emulator's speed is the processor's.
+
+    Raises:
+        BuildError: there is no compiler.
+    """
+    return {
+        "device": device,
+        "cpu": cpu_identity() if target == "cuda-emulated" else "",
+        "toolchain": toolchain_identity(options, target),
+        "graphc": compiler_digest(),
     }

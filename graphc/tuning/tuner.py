@@ -11,11 +11,13 @@ from time import monotonic
 from typing import Any
 
 from graphc.build import BuildOptions
-from graphc.passes.variants import Task, Variant, cost_model
+from graphc.isa import Isa
+from graphc.passes.variants import AnyTask, ProductTask, Task, Variant, cost_model
 from graphc.pipeline import Request, compile_program
 from graphc.tuning.bench import Bench
 from graphc.tuning.candidates import Trial, trials, work
 from graphc.tuning.contest import contest
+from graphc.tuning.device import DeviceBench, product_trials
 from graphc.tuning.store import Store
 from graphc.types import ITEMSIZE, at, product
 
@@ -27,9 +29,12 @@ _WEIGHT_BYTES = 2**27  # of such a module, packed in several ways
 class Tuner:
     """Measures what the store does not know, and answers what the passes ask."""
 
-    def __init__(self, request: Request, options: BuildOptions, threads: int, store: Store):
+    def __init__(
+        self, request: Request, options: BuildOptions, threads: int, store: Store, target: str = "c"
+    ):
         """Prepare; nothing is measured yet."""
         self._request, self._options, self._threads, self._store = request, options, threads, store
+        self._target = target
         self._until = monotonic() + SECONDS
 
     def choices(self) -> dict[str, Variant]:
@@ -38,7 +43,7 @@ class Tuner:
         known = self._store.read()
         missing = [task for task in uses if str(task) not in known]
         # Training first, where there is any, and the most work: time may run out.
-        missing.sort(key=lambda task: (not task.trained, -uses[task] * work(task, self._request.isa)))
+        missing.sort(key=lambda task: (not task.trained, -uses[task] * _work(task, self._request.isa)))
         with _Progress(len(missing)) as progress:
             for tasks in _modules(missing):
                 if monotonic() > self._until:
@@ -49,12 +54,11 @@ class Tuner:
         return {str(task): known[str(task)] for task in uses if known.get(str(task), Variant()) != Variant()}
 
     def _measure(
-        self, tasks: Sequence[Task], moved: dict[bool, int], progress: _Progress
-    ) -> dict[Task, tuple[Variant, dict[str, Any]]]:
+        self, tasks: Sequence[AnyTask], moved: dict[bool, int], progress: _Progress
+    ) -> dict[AnyTask, tuple[Variant, dict[str, Any]]]:
         """Return the winners of some tasks, with what was measured; without those for which time ran out."""
-        todo, program = trials(self._request, tasks)
-        bench = Bench(program, self._options, self._threads)
-        found = {}
+        todo, bench = self._prepared(tasks, max(moved.values()))
+        found: dict[AnyTask, tuple[Variant, dict[str, Any]]] = {}
         for trial in todo:
             if monotonic() > self._until:
                 break
@@ -62,6 +66,16 @@ class Tuner:
             found[trial.task] = _winner(trial, timer)
             progress.advance()
         return found
+
+    def _prepared(self, tasks: Sequence[AnyTask], moved: int) -> tuple[list[Trial], Bench | DeviceBench]:
+        """Return what is to be measured for some tasks, and the module that measures it."""
+        request, options = self._request, self._options
+        products = [task for task in tasks if isinstance(task, ProductTask)]
+        if products:
+            todo, program = product_trials(request, products, moved)
+            return todo, DeviceBench(program, options, self._target, request.precision)
+        todo, program = trials(request, [task for task in tasks if isinstance(task, Task)])
+        return todo, Bench(program, options, self._threads)
 
 
 def _winner(trial: Trial, timer: Callable[[str], float]) -> tuple[Variant, dict[str, Any]]:
@@ -73,11 +87,16 @@ def _winner(trial: Trial, timer: Callable[[str], float]) -> tuple[Variant, dict[
     return trial.variants[outcome.winner], {"candidates": len(trial.variants), **times}
 
 
-def _tasks(request: Request) -> tuple[Counter[Task], dict[bool, int]]:
-    """Return how often a net has each task, and the bytes that inference and a training step move."""
-    uses: Counter[Task] = Counter()
+def _work(task: AnyTask, isa: Isa) -> int:
+    """Return the operations of a task at the largest batch."""
+    return at(task.kernel.flops, task.batch) if isinstance(task, ProductTask) else work(task, isa)
 
-    def record(task: Task) -> Variant:
+
+def _tasks(request: Request) -> tuple[Counter[AnyTask], dict[bool, int]]:
+    """Return how often a net has each task, and the bytes that inference and a training step move."""
+    uses: Counter[AnyTask] = Counter()
+
+    def record(task: AnyTask) -> Variant:
         uses[task] += 1
         return cost_model(task)
 
@@ -89,13 +108,13 @@ def _tasks(request: Request) -> tuple[Counter[Task], dict[bool, int]]:
     return uses, moved
 
 
-def _modules(tasks: Iterable[Task]) -> Iterator[list[Task]]:
+def _modules(tasks: Iterable[AnyTask]) -> Iterator[list[AnyTask]]:
     """Divide the tasks: a module holds few enough to compile soon, and not too many weights."""
-    group: list[Task] = []
+    group: list[AnyTask] = []
     held = 0
     for task in tasks:
-        weights = task.operands[-1]
-        size = at(product(weights.shape), task.batch) * ITEMSIZE[weights.dtype]
+        kept = task.kernel.operands if isinstance(task, ProductTask) else task.operands[-1:]
+        size = sum(at(product(operand.shape), task.batch) * ITEMSIZE[operand.dtype] for operand in kept)
         if group and (len(group) == _TASKS or held + size > _WEIGHT_BYTES):
             yield group
             group, held = [], 0

@@ -362,7 +362,8 @@ class Module:
         ]  # fmt: skip
         if train:
             kernels.append(KernelTime(len(kernels), "update", ("optimizer",), (), float(seconds[-1]), 0, 0))
-        return Profile(self.name, entry.name, batch, self._threads, repeats, tuple(kernels), dict(machine))
+        threads = self._threads if self._device is None else 0
+        return Profile(self.name, entry.name, batch, threads, repeats, tuple(kernels), dict(machine))
 
     def _train(self, inputs: Mapping[str, Any], lr: float | None, commit: bool) -> StepResult:
         entry = self._entry("train_step")
