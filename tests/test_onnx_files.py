@@ -52,3 +52,28 @@ def test_newer_format_is_refused() -> None:
     model.ir_version = onnx.IR_VERSION + 1
     with pytest.raises(GraphError, match="IR version"):
         gc.onnx.load(model.SerializeToString())
+
+
+def test_output_that_nothing_computes_is_refused() -> None:
+    model = small()
+    model.graph.output[0].name = "other"
+    with pytest.raises(GraphError, match="nothing computes the output 'other'"):
+        gc.onnx.load(model)
+
+
+@pytest.mark.parametrize("version", [0, 1000, 2**40])
+def test_unknown_operator_set_is_refused(version: int) -> None:
+    model = small()
+    model.opset_import[0].version = version
+    with pytest.raises(GraphError, match="is not known"):
+        gc.onnx.load(model)
+
+
+def test_bytes_do_not_read_files() -> None:
+    model = small()
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="pyproject.toml")
+    with pytest.raises(GraphError, match="lies in another file"):
+        gc.onnx.load(model.SerializeToString())

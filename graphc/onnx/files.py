@@ -44,6 +44,10 @@ def array_of(onnx: Any, tensor: Any, file: str) -> np.ndarray:
     Raises:
         GraphError: its data do not fit its shape or type.
     """
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:  # of a file they are read by now
+        raise GraphError(
+            f"onnx: {file}: initializer {tensor.name!r} lies in another file; load the model by its path"
+        )
     try:
         array = onnx.numpy_helper.to_array(tensor)
     except GraphcError:
@@ -52,3 +56,23 @@ def array_of(onnx: Any, tensor: Any, file: str) -> np.ndarray:
         shape = tuple(tensor.dims)
         raise GraphError(f"onnx: {file}: initializer {tensor.name!r} of shape {shape}: {error}") from error
     return np.asarray(array)
+
+
+def check_names(onnx: Any, proto: Any, file: str) -> None:
+    """Check the versions of the operator sets, and that something computes every output.
+
+    Raises:
+        GraphError: one is not there, or unknown.
+    """
+    newest, graph = onnx.defs.onnx_opset_version(), proto.graph
+    for opset in proto.opset_import:
+        if not 0 < opset.version <= (newest if opset.domain in ("", "ai.onnx") else 2**31 - 1):
+            raise GraphError(
+                f"onnx: {file}: operator set {opset.domain or 'ai.onnx'!r} {opset.version} is not known; the "
+                f"newest of ONNX that is known is {newest}"
+            )
+    made = {n for node in graph.node for n in node.output if n}
+    made |= {v.name for v in (*graph.input, *graph.initializer)}
+    missing = [o.name for o in graph.output if o.name not in made]
+    if missing:
+        raise GraphError(f"onnx: {file}: nothing computes the output {', '.join(map(repr, missing))}")

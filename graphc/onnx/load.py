@@ -11,7 +11,7 @@ import numpy as np
 
 from graphc.errors import GraphError, RangeError, UnknownNameError
 from graphc.graph.node import Node, names_the_line
-from graphc.onnx.files import array_of, read
+from graphc.onnx.files import array_of, check_names, read
 from graphc.onnx.importer import Importer, Progress
 from graphc.onnx.names import unique_names
 from graphc.onnx.package import onnx_package
@@ -98,6 +98,7 @@ def import_model(
     graph = proto.graph
     named = isinstance(model, (str, os.PathLike))
     file = progress.file = os.path.basename(os.fspath(model)) if named else graph.name or "model"
+    check_names(onnx, proto, file)
     progress.functions = {(f.domain, f.name): f for f in proto.functions}
     opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in proto.opset_import}
     values: dict[str, Value] = {}
