@@ -77,3 +77,10 @@ def test_bytes_do_not_read_files() -> None:
     weight.external_data.add(key="location", value="pyproject.toml")
     with pytest.raises(GraphError, match="lies in another file"):
         gc.onnx.load(model.SerializeToString())
+
+
+def test_input_that_nothing_computes_is_refused() -> None:
+    model = small()
+    model.graph.node[0].input[0] = "other"
+    with pytest.raises(GraphError, match="'y' depends on a name that nothing computes"):
+        gc.onnx.load(model)

@@ -124,6 +124,9 @@ def import_model(
     importer = Importer(progress, opsets, values)
     importer.nodes(graph.node)
     progress.raise_refusals()
+    absent = [o.name for o in graph.output if o.name not in values]
+    if absent:
+        raise GraphError(f"onnx: {file}: output {absent[0]!r} depends on a name that nothing computes")
     outputs = unique_names(o.name for o in graph.output)
     return Found(graph.name, importer, inputs, {outputs[o.name]: values[o.name] for o in graph.output})
 
