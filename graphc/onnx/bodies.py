@@ -43,7 +43,7 @@ def _schema(node: Any, domain: str, version: int) -> Any:
     onnx = onnx_package()
     try:
         return onnx.defs.get_schema(node.op_type, version, domain)
-    except onnx.defs.SchemaError:
+    except (onnx.defs.SchemaError, TypeError):  # the latter for a name that is no text
         return None
 
 

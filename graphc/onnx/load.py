@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from graphc.errors import GraphError, RangeError, UnknownNameError
 from graphc.graph.node import Node, names_the_line
+from graphc.onnx.files import array_of, check_names, read
 from graphc.onnx.importer import Importer, Progress
 from graphc.onnx.names import unique_names
 from graphc.onnx.package import onnx_package
@@ -94,15 +94,16 @@ def import_model(
         GraphcError: as ``load``.
     """
     onnx = onnx_package()
-    proto = _read(onnx, model)
+    proto = read(onnx, model)
     graph = proto.graph
     named = isinstance(model, (str, os.PathLike))
     file = progress.file = os.path.basename(os.fspath(model)) if named else graph.name or "model"
+    check_names(onnx, proto, file)
     progress.functions = {(f.domain, f.name): f for f in proto.functions}
     opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in proto.opset_import}
     values: dict[str, Value] = {}
     for tensor in graph.initializer:
-        array = onnx.numpy_helper.to_array(tensor)
+        array = array_of(onnx, tensor, file)
         is_weight = array.dtype.kind == "f" and array.ndim > 0
         values[tensor.name] = Known(array, tensor.name if is_weight else "")
     unknown = [name for name in (*constants, *shapes) if name not in {i.name for i in graph.input}]
@@ -123,6 +124,9 @@ def import_model(
     importer = Importer(progress, opsets, values)
     importer.nodes(graph.node)
     progress.raise_refusals()
+    absent = [o.name for o in graph.output if o.name not in values]
+    if absent:
+        raise GraphError(f"onnx: {file}: output {absent[0]!r} depends on a name that nothing computes")
     outputs = unique_names(o.name for o in graph.output)
     return Found(graph.name, importer, inputs, {outputs[o.name]: values[o.name] for o in graph.output})
 
@@ -136,14 +140,6 @@ def _input(onnx: Any, declared: Any, name: str, shape: Sequence[int | str]) -> N
 
 def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
-
-
-def _read(onnx: Any, model: Any) -> Any:
-    if isinstance(model, onnx.ModelProto):
-        return model
-    if isinstance(model, bytes):
-        return onnx.load_model_from_string(model)
-    return onnx.load(str(Path(model)))
 
 
 def _batch_name(inputs: Sequence[Any]) -> str | None:

@@ -13,6 +13,7 @@ from graphc.onnx.rules import (
     reductions,
     resizing,
     shapes,
+    slicing,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "reductions",
     "resizing",
     "shapes",
+    "slicing",
 ]

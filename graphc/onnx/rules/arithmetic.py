@@ -6,8 +6,11 @@ from collections.abc import Callable
 from functools import reduce
 
 from graphc.graph.node import Node
-from graphc.onnx.site import RULES, Site, rule
+from graphc.onnx.package import onnx_package
+from graphc.onnx.site import RULES, Site, UnsupportedError, rule
+from graphc.onnx.values import Known
 from graphc.ops import elementwise as ew
+from graphc.types import DTYPES
 
 _PLAIN: dict[str, Callable[..., Node]] = {
     "Add": ew.add, "Sub": ew.sub, "Mul": ew.mul, "Div": ew.div, "Neg": ew.neg, "Abs": ew.abs, "Exp": ew.exp,
@@ -38,3 +41,31 @@ def clip(site: Site) -> Node:
     low = site.tensor(1) if site.has(1) else site.get("min")
     high = site.tensor(2) if site.has(2) else site.get("max")
     return ew.clip(site.tensor(0), low, high)
+
+
+@rule("Cast")
+def cast(site: Site) -> Node:
+    """``to`` is a number of ONNX's list of types; floats truncate towards zero when they become integers."""
+    onnx = onnx_package()
+    name = onnx.TensorProto.DataType.Name(site.get("to")).lower()
+    return _cast(site, {"float": "float32", "double": "float64"}.get(name, name))
+
+
+@rule("CastLike")
+def cast_like(site: Site) -> Node:
+    """The dtype is that of the second input, whose values do not matter."""
+    like = site.value(1)
+    if isinstance(like, Known) and like.symbolic:
+        return _cast(site, "int64")
+    return _cast(site, str(like.array.dtype) if isinstance(like, Known) else like.dtype)
+
+
+def _cast(site: Site, dtype: str) -> Node:
+    if dtype not in DTYPES:
+        raise UnsupportedError(f"a cast to {dtype} is not supported")
+    x = site.tensor(0)
+    if x.dtype != dtype and "float64" in (x.dtype, dtype):  # a module has one dtype for all floats
+        raise UnsupportedError(
+            f"a cast from {x.dtype} to {dtype}: a module computes in one floating-point type"
+        )
+    return ew.cast(x, dtype)
