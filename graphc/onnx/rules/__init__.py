@@ -12,6 +12,7 @@ from graphc.onnx.rules import (
     products,
     reductions,
     resizing,
+    scans,
     shapes,
     slicing,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "products",
     "reductions",
     "resizing",
+    "scans",
     "shapes",
     "slicing",
 ]
