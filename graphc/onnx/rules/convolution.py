@@ -46,9 +46,10 @@ def _state(x: Node, size: int, length: int) -> Value:
     """Return the last elements, of which there may be none."""
     if length:
         return fitted(x, 2, size, length)
-    if not isinstance(x.shape[0], int):
+    batch, channels = x.shape[:2]
+    if not isinstance(batch, int) or not isinstance(channels, int):
         raise UnsupportedError("a state without elements whose shape depends on the run-time batch")
-    return Known(np.zeros((x.shape[0], x.shape[1], 0), x.dtype))
+    return Known(np.zeros((batch, channels, 0), x.dtype))
 
 
 def _biased(site: Site, out: Node, position: int) -> Node:
@@ -105,7 +106,7 @@ def conv_transpose(site: Site) -> Node:
 
 
 def _spread(site: Site, sizes: Sequence[int], kernel: Sequence[int]) -> list[Axis]:
-    """Return the windows of the convolution that is transposed: ``size`` is the result's extent, ``out`` the input's."""
+    """Return the windows of the convolution that is transposed: ``size`` is the extent of the result."""
     rank, auto = len(sizes), site.get("auto_pad", "NOTSET") or "NOTSET"
     strides, dilations = numbers(site, "strides", rank, 1), numbers(site, "dilations", rank, 1)
     extra, pads = numbers(site, "output_padding", rank, 0), numbers(site, "pads", 2 * rank, 0)
