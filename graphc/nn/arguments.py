@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from graphc.errors import RangeError, ShapeError
+from graphc.errors import GraphError, RangeError, ShapeError
 from graphc.graph.node import Node, located
-from graphc.initialisers import Constant, Initialiser, as_initialiser
+from graphc.initialisers import Initialiser, as_initialiser
 from graphc.ops.leaves import Parameter, Scope, State
 from graphc.types import DType, shape_text
 
@@ -56,17 +56,36 @@ def make_parameter(
         ShapeError: a shared tensor or an initial array has another shape.
     """
     if isinstance(value, Node):
-        if value.shape != shape:
-            message = f"{field} must have shape {shape_text(shape)}, got {shape_text(value.shape)}"
-            raise located(ShapeError, scope.kind, scope.name, message)
-        return value
-    if isinstance(value, np.ndarray) and value.shape != shape:
-        message = f"{field} must have shape {shape_text(shape)}, got an array of shape {value.shape}"
-        raise located(ShapeError, scope.kind, scope.name, message)
-    leaf = Parameter(dtype, shape, as_initialiser(value), scope, field, trainable)
+        return _shared(scope, field, shape, value)
+    leaf = Parameter(dtype, shape, _first(scope, field, shape, value), scope, field, trainable)
     return leaf(name=f"{scope.name or scope.kind}.{field}")
 
 
-def make_state(scope: Scope, field: str, shape: tuple[int, ...], value: float, dtype: DType) -> Node:
-    """Return a running statistic of the layer."""
-    return State(dtype, shape, Constant(value), scope, field)(name=f"{scope.name or scope.kind}.{field}")
+def make_state(scope: Scope, field: str, shape: tuple[int, ...], value: Node | Initial, dtype: DType) -> Node:
+    """Return a new running statistic of the layer, or the state that the caller gave to share.
+
+    Raises:
+        ShapeError: a shared state or an initial array has another shape.
+        GraphError: a shared tensor is no state.
+    """
+    if isinstance(value, Node):
+        if not isinstance(value.op, State):
+            message = f"{field} must be a state or what it starts at, got {value.op.title}"
+            raise located(GraphError, scope.kind, scope.name, message)
+        return _shared(scope, field, shape, value)
+    leaf = State(dtype, shape, _first(scope, field, shape, value), scope, field)
+    return leaf(name=f"{scope.name or scope.kind}.{field}")
+
+
+def _shared(scope: Scope, field: str, shape: tuple[int, ...], value: Node) -> Node:
+    if value.shape != shape:
+        message = f"{field} must have shape {shape_text(shape)}, got {shape_text(value.shape)}"
+        raise located(ShapeError, scope.kind, scope.name, message)
+    return value
+
+
+def _first(scope: Scope, field: str, shape: tuple[int, ...], value: Initial) -> Initialiser:
+    if isinstance(value, np.ndarray) and value.shape != shape:
+        message = f"{field} must have shape {shape_text(shape)}, got an array of shape {value.shape}"
+        raise located(ShapeError, scope.kind, scope.name, message)
+    return as_initialiser(value)

@@ -16,8 +16,8 @@ from graphc.ops.registry import Sample, float_type, register
 from graphc.types import N, product, shape_text
 
 
-def _moments(x: Node, axes: tuple[int, ...]) -> tuple[Node, Node]:
-    """Return x minus its mean over the axes, and its biased variance, both with the axes kept."""
+def moments(x: Node, axes: tuple[int, ...]) -> tuple[Node, Node]:
+    """Return x minus its mean over the axes, and its biased variance, with the axes kept."""
     deviation = x - mean(x, axes, keepdims=True)
     variance = mean(square(deviation), axes, keepdims=True)
     # The deviations sum to zero, so nothing flows back through the mean inside the variance; writing
@@ -42,12 +42,15 @@ def batch_norm(
     weight: Node | Initial = 1.0,
     bias: Node | Initial = 0.0,
     trainable: bool = True,
+    running_mean: Node | Initial = 0.0,
+    running_var: Node | Initial = 1.0,
 ) -> Node:
     """Return x normalised per channel (axis 1), for (n, c) and (n, c, ...) alike.
 
     Training uses the batch's mean and biased variance and moves the running statistics by ``momentum``
     towards the batch's mean and unbiased variance; inference uses the running statistics. Without
-    ``track`` there are none, and inference uses the batch's statistics too.
+    ``track`` there are none, and inference uses the batch's statistics too. ``running_mean`` and ``running_var``
+    are what they start at, or states to share.
 
     Numerics: two passes over the batch, so that a large mean costs no digits of the variance. With one
     value a channel (a batch of one row) the variance is 0 and the result is the bias; the unbiased
@@ -67,7 +70,7 @@ def batch_norm(
     axes = (0, *range(2, x.rank))
     shape = (1, channels, *[1] * (x.rank - 2))
     scope = Scope("batch_norm", name)
-    deviation, variance = _moments(x, axes)
+    deviation, variance = moments(x, axes)
     trained = deviation * rsqrt(variance + eps)
     if affine:
         gamma = reshape(make_parameter(scope, "weight", (channels,), weight, x.dtype, trainable), shape)
@@ -75,8 +78,8 @@ def batch_norm(
         trained = trained * gamma + beta
     if not track:
         return trained
-    running_mean = make_state(scope, "running_mean", (channels,), 0.0, x.dtype)
-    running_var = make_state(scope, "running_var", (channels,), 1.0, x.dtype)
+    average = make_state(scope, "running_mean", (channels,), running_mean, x.dtype)
+    spread = make_state(scope, "running_var", (channels,), running_var, x.dtype)
     count = extent(product(x.shape[a] for a in axes), x)
     others = maximum(count - 1, 1.0) if isinstance(count, Node) else max(count - 1, 1.0)
 
@@ -84,13 +87,11 @@ def batch_norm(
         # In the shape of the statistics, so that the kernel that computes them can move the state too.
         return reshape(reshape(state, shape) * (1 - momentum) + towards * momentum, (channels,))
 
-    trained = updating(
-        trained, running_mean, stop_gradient(moved(running_mean, mean(x, axes, keepdims=True)))
-    )
-    trained = updating(trained, running_var, stop_gradient(moved(running_var, variance * (count / others))))
-    scale = rsqrt(reshape(running_var, shape) + eps)
+    trained = updating(trained, average, stop_gradient(moved(average, mean(x, axes, keepdims=True))))
+    trained = updating(trained, spread, stop_gradient(moved(spread, variance * (count / others))))
+    scale = rsqrt(reshape(spread, shape) + eps)
     scale = scale * gamma if affine else scale
-    shift = -reshape(running_mean, shape) * scale
+    shift = -reshape(average, shape) * scale
     return mode_switch(trained, mul(x, scale) + (shift + beta if affine else shift))
 
 
@@ -120,7 +121,7 @@ def layer_norm(
         message = f"cannot normalise over the last {axes} axes of {shape_text(x.shape)}"
         raise located(ShapeError, "layer_norm", name, message)
     _check_eps("layer_norm", name, eps)
-    deviation, variance = _moments(x, tuple(range(x.rank - axes, x.rank)))
+    deviation, variance = moments(x, tuple(range(x.rank - axes, x.rank)))
     out = deviation * rsqrt(variance + eps)
     if not affine:
         return out

@@ -21,7 +21,7 @@ from graphc.onnx.names import identifier, numbered
 from graphc.onnx.package import onnx_package
 from graphc.onnx.site import FOLDED, RULES, Site, UnsupportedError
 from graphc.onnx.values import Known, Value
-from graphc.ops.leaves import Parameter, Scope, constant
+from graphc.ops.leaves import Parameter, Scope, State, constant
 from graphc.types import DTYPES
 
 Environment = MutableMapping[str, Value]
@@ -60,7 +60,9 @@ class Progress:
     trainable: Sequence[str]
     freeze: Sequence[str]
     functions: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    restore_batch_norm: bool = False
     parameters: dict[str, Node] = field(default_factory=dict)
+    states: dict[str, Node] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
     needed: dict[str, None] = field(default_factory=dict)
     line: int = 0
@@ -109,7 +111,7 @@ class Importer:
             except GraphcError as error:
                 self._refuse(node, str(error))
 
-    def materialise(self, known: Known) -> Node:
+    def materialise(self, known: Known, learned: bool = True) -> Node:
         """Return the tensor of a known array: the parameter of a weight, a constant of any other."""
         if known.symbolic:
             raise UnsupportedError("a shape that depends on the run-time batch is used as a tensor")
@@ -121,7 +123,7 @@ class Importer:
         if known.weight not in parameters:
             name = self._parameter_name(known.weight)
             scope, _, last = name.rpartition(".")
-            learned = _matches(known.weight, self.progress.trainable)
+            learned = learned and _matches(known.weight, self.progress.trainable)
             leaf = Parameter(
                 "float64" if known.array.dtype == np.float64 else "float32", known.array.shape,
                 Array(known.array), Scope("parameter", scope or last), last if scope else "",
@@ -129,6 +131,24 @@ class Importer:
             )  # fmt: skip
             parameters[known.weight] = leaf(name=name)
         return parameters[known.weight]
+
+    @property
+    def restore_batch_norm(self) -> bool:
+        """Whether batch normalisations in inference form become those that can be trained."""
+        return self.progress.restore_batch_norm
+
+    def state(self, known: Known) -> Node:
+        """Return the state that starts at the value of an initializer, under its name."""
+        states = self.progress.states
+        if known.weight not in states:
+            name = self._parameter_name(known.weight)
+            scope, _, last = name.rpartition(".")
+            leaf = State(
+                "float64" if known.array.dtype == np.float64 else "float32", known.array.shape,
+                Array(known.array), Scope("state", scope or last), last if scope else "",
+            )  # fmt: skip
+            states[known.weight] = leaf(name=name)
+        return states[known.weight]
 
     def inline(self, graph: Any, given: Sequence[Value]) -> list[Value]:
         """Import the nodes of a graph that is an attribute; it sees the names around it."""
@@ -159,7 +179,8 @@ class Importer:
         return [self.values[name] for name in results]
 
     def _parameter_name(self, name: str) -> str:
-        taken = {node.name for node in self.progress.parameters.values()}
+        made = (*self.progress.parameters.values(), *self.progress.states.values())
+        taken = {node.name for node in made}
         return next(n for n in numbered(identifier(name, dots=True)) if n not in taken)
 
     def _refuse(self, node: Any, reason: str) -> None:

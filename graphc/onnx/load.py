@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -47,6 +47,7 @@ def load(
     constants: Mapping[str, np.ndarray] | None = None,
     trainable: str | Sequence[str] = "*",
     freeze: str | Sequence[str] = (),
+    batch_norm: Literal["inference", "training"] = "inference",
 ) -> Imported:
     """Return an ONNX model (a file, its bytes, or a ``ModelProto``) as tensors of a graph.
 
@@ -57,13 +58,21 @@ def load(
     Floating-point initializers with axes become parameters of the same name. Those that match ``trainable`` and not
     ``freeze`` (a pattern or several, as in a shell) are learned.
 
+    Batch normalisations of a file for inference are a scale and a shift from fixed statistics, which are never
+    learned. With ``batch_norm="training"`` those whose statistics are initializers become ``gc.nn.batch_norm``:
+    training uses the batch's statistics and moves the running ones, which start at the file's values and keep their
+    names.
+    Normalisations and dropouts that the file has in training form become gc's then, too.
+
     Raises:
         GraphcError: the model is damaged, a symbolic dimension has no value, or nodes cannot be imported: the error
             lists each with its name, operator, version and reason.
     """
+    if batch_norm not in ("inference", "training"):
+        raise RangeError(f"onnx.load: batch_norm must be 'inference' or 'training', got {batch_norm!r}")
     found = import_model(
         model, dims=dims or {}, shapes=shapes or {}, constants=constants or {},
-        progress=Progress("", _patterns(trainable), _patterns(freeze)),
+        progress=Progress("", _patterns(trainable), _patterns(freeze), restore_batch_norm=batch_norm == "training"),
     )  # fmt: skip
     outputs = {name: found.tensor(value) for name, value in found.outputs.items()}
     tensors = {name: v for name, v in found.importer.values.items() if isinstance(v, Node)}

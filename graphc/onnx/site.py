@@ -27,8 +27,18 @@ class UnsupportedError(Exception):
 class Host(Protocol):
     """What imports the node, and can do more for it."""
 
-    def materialise(self, known: Known) -> Node:
-        """Return a tensor of a known array: a parameter of a weight, a constant of any other."""
+    def materialise(self, known: Known, learned: bool = True) -> Node:
+        """Return a tensor of a known array: a parameter of a weight, a constant of any other.
+
+        A parameter that is not to be ``learned`` is fixed, whatever the user's patterns say.
+        """
+
+    def state(self, known: Known) -> Node:
+        """Return the state that starts at the value of an initializer."""
+
+    @property
+    def restore_batch_norm(self) -> bool:
+        """Whether batch normalisations in inference form become those that can be trained."""
 
     def inline(self, graph: Any, given: Sequence[Value]) -> list[Value]:
         """Import the nodes of a graph that is an attribute, such as a branch of an If; return its results."""
@@ -69,6 +79,11 @@ class Site:
         """Return an input as a tensor of the graph."""
         value = self.value(position)
         return value if isinstance(value, Node) else self.host.materialise(value)
+
+    def fixed(self, position: int) -> Node:
+        """Return an input as a tensor that is never learned, such as a running mean."""
+        value = self.value(position)
+        return value if isinstance(value, Node) else self.host.materialise(value, learned=False)
 
     def tensors(self) -> list[Node]:
         """Return all inputs as tensors of the graph."""

@@ -2,6 +2,7 @@
 
 from graphc.onnx.rules import (
     arithmetic,
+    batch_norm,
     control,
     convolution,
     gathering,
@@ -19,6 +20,7 @@ from graphc.onnx.rules import (
 
 __all__ = [
     "arithmetic",
+    "batch_norm",
     "control",
     "convolution",
     "gathering",
