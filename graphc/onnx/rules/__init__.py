@@ -3,6 +3,7 @@
 from graphc.onnx.rules import (
     arithmetic,
     batch_norm,
+    contraction,
     control,
     convolution,
     gathering,
@@ -22,6 +23,7 @@ from graphc.onnx.rules import (
 __all__ = [
     "arithmetic",
     "batch_norm",
+    "contraction",
     "control",
     "convolution",
     "gathering",

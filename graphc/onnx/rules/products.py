@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from graphc.graph.node import Node
-from graphc.onnx.site import Site, rule
+from graphc.onnx.rules.contraction import whole_matmul
+from graphc.onnx.site import Site, UnsupportedError, rule
 from graphc.ops import elementwise as ew
 from graphc.ops.matmul import MatMul, matmul
+from graphc.ops.movement import transpose
 
 
 @rule("Gemm")
 def gemm(site: Site) -> Node:
     """``alpha * op(A) op(B) + beta * C``."""
-    product = MatMul(bool(site.get("transA", 0)), bool(site.get("transB", 0)))
-    out = ew.mul(product(site.tensor(0), site.tensor(1), name=site.label), site.get("alpha", 1.0))
-    return out + ew.mul(site.tensor(2), site.get("beta", 1.0)) if site.has(2) else out
+    a, b = site.tensor(0), site.tensor(1)
+    if a.rank != 2 or b.rank != 2:
+        raise UnsupportedError(f"expected two matrices, got {a.type} and {b.type}")
+    transposed = bool(site.get("transA", 0)), bool(site.get("transB", 0))
+    if a.type.is_float:
+        out = MatMul(*transposed)(a, b, name=site.label)
+    else:
+        out = whole_matmul(*(transpose(x) if t else x for x, t in zip((a, b), transposed, strict=True)))
+    out = _scaled(out, site.get("alpha", 1.0))
+    return out + _scaled(site.tensor(2), site.get("beta", 1.0)) if site.has(2) else out
+
+
+def _scaled(x: Node, factor: float) -> Node:
+    if x.type.is_float:
+        return ew.mul(x, factor)
+    if factor != int(factor):
+        raise UnsupportedError(f"the factor {factor} of {x.dtype}")
+    return ew.mul(x, int(factor))
 
 
 @rule("MatMul")
 def matrix_product(site: Site) -> Node:
     """As NumPy's."""
-    return matmul(site.tensor(0), site.tensor(1))
+    a, b = site.tensor(0), site.tensor(1)
+    return matmul(a, b) if a.type.is_float else whole_matmul(a, b)
