@@ -1,4 +1,4 @@
-"""Slices and splits of ONNX models that ONNX's own suite does not cover: the run-time batch and old versions."""
+"""Movement, gathering and shape computations that ONNX's own suite does not cover: the batch and old versions."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import pytest
 import graphc as gc
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+ReferenceEvaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
 
 
 def _loaded(node, version):
@@ -36,3 +37,88 @@ def test_slice_of_batch_is_refused():
     node = onnx.helper.make_node("Slice", ["x"], ["y"], axes=[0], starts=[1], ends=[2])
     with pytest.raises(gc.GraphcError, match="run-time batch"):
         _loaded(node, 9)
+
+
+def _model(nodes, version, arrays=(), shape=("N", 5), results=("y",)):
+    """Import nodes with the float input x and initializers."""
+    helper, tensor = onnx.helper, onnx.TensorProto
+    x = helper.make_tensor_value_info("x", tensor.FLOAT, list(shape))
+    outputs = [helper.make_tensor_value_info(name, tensor.FLOAT, None) for name in results]
+    held = [onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in dict(arrays).items()]
+    graph = helper.make_graph(nodes, "g", [x], outputs, held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)])
+
+
+def _agree(model, x, **given):
+    """Movement copies values, so that they are equal to the bit."""
+    net = gc.onnx.load(model)
+    found = gc.compile(dict(net.outputs), batch=len(x)).predict(x=x, **given)
+    wanted = ReferenceEvaluator(model).run(None, {"x": x, **given})
+    for name, array in zip((o.name for o in model.graph.output), wanted, strict=True):
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_shape_computations_with_batch():
+    """What exporters write around a reshape of an unknown batch, and a mask as long as it."""
+    node = onnx.helper.make_node
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "zero"], ["n"]),
+        node("Mul", ["n", "five"], ["total"]),
+        node("Unsqueeze", ["total"], ["flat"], axes=[0]),
+        node("Reshape", ["x", "flat"], ["r"]),
+        node("Div", ["total", "five"], ["back"]),
+        node("Unsqueeze", ["back"], ["rows"], axes=[0]),
+        node("Concat", ["rows", "two"], ["pair"], axis=0),
+        node("Equal", ["pair", "minus"], ["same"]),
+        node("Where", ["same", "one", "pair"], ["chosen"]),
+        node("ReduceProd", ["chosen"], ["count"], keepdims=1),
+        node("ConstantOfShape", ["count"], ["zeros"]),
+        node("Slice", ["x", "start", "rows", "first"], ["whole"]),
+        node("Gather", ["whole", "zero"], ["column"], axis=1),
+        node("Range", ["zero", "n", "step"], ["k"]),
+        node("Cast", ["k"], ["kf"], to=1),
+        node("Add", ["column", "kf"], ["y"]),
+    ]
+    i64 = np.int64
+    arrays = {
+        "zero": i64(0), "five": i64(5), "step": i64(1), "first": np.array([0]), "two": np.array([2]),
+        "minus": np.array([-1, -1]), "one": np.array([1, 1]), "start": np.array([0]),
+    }  # fmt: skip
+    model = _model(nodes, 12, arrays, results=("y", "r", "zeros"))
+    _agree(model, np.arange(15, dtype=np.float32).reshape(3, 5))
+
+
+def test_gathers_with_batch():
+    """Indices along an axis behind the batch: known ones, and ones that are computed."""
+    node = onnx.helper.make_node
+    nodes = [
+        node("Cast", ["x"], ["whole"], to=7),
+        node("Gather", ["whole", "zero"], ["i"], axis=1),
+        node("Gather", ["table", "i"], ["y"]),
+        node("Gather", ["x", "chosen"], ["z"], axis=1),
+        node("Unsqueeze", ["i", "one"], ["j"]),
+        node("GatherElements", ["x", "j"], ["m"], axis=1),
+        node("Pad", ["x", "pads"], ["p"], mode="reflect"),
+        node("Tile", ["x", "repeats"], ["t"]),
+    ]
+    arrays = {
+        "table": np.arange(10).reshape(5, 2), "chosen": np.array([[-1, 0], [3, 3]]),
+        "pads": np.array([0, 2, 0, 1]), "repeats": np.array([2, 3]), "zero": np.int64(0),
+        "one": np.array([1]),
+    }  # fmt: skip
+    model = _model(nodes, 13, arrays, results=("y", "z", "m", "p", "t"))
+    _agree(model, np.random.default_rng(0).integers(-5, 5, (3, 5)).astype(np.float32))
+
+
+def test_comparison_that_differs_between_batches_is_refused():
+    """A batch of 3 would take another branch than the others."""
+    node = onnx.helper.make_node
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Equal", ["s", "three"], ["same"]),
+        node("Where", ["same", "s", "three"], ["shape"]),
+        node("Reshape", ["x", "shape"], ["y"]),
+    ]
+    with pytest.raises(gc.GraphcError, match="comparison of N and 3, which depends on the run-time batch"):
+        gc.onnx.load(_model(nodes, 13, {"three": np.array([3, 5])}))

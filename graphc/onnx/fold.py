@@ -11,6 +11,64 @@ from graphc.onnx.package import onnx_package
 from graphc.onnx.site import UnsupportedError
 from graphc.onnx.values import Known
 
+UNFOLDED = frozenset(
+    ("", name)
+    for name in (
+        "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+        "RandomUniformLike", "Softmax", "LogSoftmax", "Hardmax",
+    )
+)  # fmt: skip
+"""Operators that draw numbers, and those of which the reference does not know the old versions."""
+
+_MOVED: dict[str, tuple[int, ...]] = {
+    "Compress": (0,), "Expand": (0,), "Flatten": (0,), "Gather": (0,), "GatherElements": (0,), "GatherND": (0,),
+    "Identity": (0,), "Reshape": (0,), "ScatterElements": (0, 2), "ScatterND": (0, 2), "Slice": (0,), "Split": (0,),
+    "Squeeze": (0,), "Tile": (0,), "Transpose": (0,), "Unsqueeze": (0,), "Where": (1, 2),
+}  # fmt: skip
+"""Operators that only say where an element goes, with the inputs whose elements do."""
+
+
+def fold_moved(
+    node: Any, arrays: Sequence[np.ndarray | None], opsets: Mapping[str, int]
+) -> list[Known] | None:
+    """Return the results of a node that moves elements some of which depend on the batch, or None.
+
+    Numbers take the elements' places, which are moved, and tell then what has arrived where.
+    """
+    if node.domain not in ("", "ai.onnx") or any(a.name == "reduction" for a in node.attribute):
+        return None
+    count = len(arrays)
+    positions = range(count) if node.op_type == "Concat" else _MOVED.get(node.op_type, ())
+    if any(a is not None and a.dtype == object and k not in positions for k, a in enumerate(arrays)):
+        return None
+    elements: list[Any] = []
+    numbered: list[np.ndarray | None] = []
+    for k, array in enumerate(arrays):
+        if array is None or k not in positions:
+            numbered.append(array)
+            continue
+        numbered.append(np.arange(len(elements), len(elements) + array.size).reshape(array.shape))
+        elements += array.ravel().tolist()
+    if not elements:
+        return None
+    table = np.empty(len(elements), object)
+    table[:] = elements
+    return [tidy(table[known.array]) for known in fold(node, numbered, opsets)]
+
+
+def tidy(found: Any) -> Known:
+    """Return an array of objects, none of which depends on the batch, as an array of their type."""
+    array = np.empty((), object)
+    if isinstance(found, np.ndarray):
+        array = found
+    else:  # an element by itself
+        array[()] = found
+    types = {type(d) for d in array.ravel()}
+    for whole, dtype in ((bool, np.bool_), (int, np.int64), (float, np.float32)):
+        if types == {whole}:
+            return Known(array.astype(dtype))
+    return Known(array)
+
 
 def fold(node: Any, arrays: Sequence[np.ndarray | None], opsets: Mapping[str, int]) -> list[Known]:
     """Return the results of a node.
@@ -21,12 +79,14 @@ def fold(node: Any, arrays: Sequence[np.ndarray | None], opsets: Mapping[str, in
     onnx = onnx_package()
     from onnx.reference import ReferenceEvaluator
 
-    del onnx
     feeds = {name: array for name, array in zip(node.input, arrays, strict=True) if array is not None}
+    names = [name for name in node.output if name]
+    versions = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    body = onnx.helper.make_function("graphc", "folded", list(feeds), names, [node], versions)
     try:
-        results = ReferenceEvaluator(node, opsets=dict(opsets)).run(None, feeds)
+        results = dict(zip(names, ReferenceEvaluator(body).run(None, feeds), strict=True))
     except Exception as error:  # whatever an implementation of some operator may raise
         raise UnsupportedError(f"it cannot be computed while importing: {error}") from error
-    if not all(isinstance(r, (np.ndarray, np.generic)) for r in results):
+    if not all(isinstance(r, (np.ndarray, np.generic)) for r in results.values()):
         raise UnsupportedError("its result is no tensor")
-    return [Known(np.asarray(r)) for r in results]
+    return [Known(np.asarray(results.get(name, 0))) for name in node.output]

@@ -16,7 +16,7 @@ from graphc.graph.source import Source, attribute_to
 from graphc.initialisers import Array
 from graphc.onnx import rules as _  # noqa: F401  # enters the rules
 from graphc.onnx.bodies import attribute_value, decomposition, schema_defaults, type_proto
-from graphc.onnx.fold import fold
+from graphc.onnx.fold import UNFOLDED, fold, fold_moved
 from graphc.onnx.names import identifier, numbered
 from graphc.onnx.package import onnx_package
 from graphc.onnx.site import FOLDED, RULES, Site, UnsupportedError
@@ -196,10 +196,6 @@ class Importer:
         values = self.values
         missing = [n for n in node.input if n and n not in values]
         version = self.opsets.get(key[0], 1)
-        written = key in RULES or key in FOLDED
-        body = None if written or missing else self._body_of(node, key, version)
-        if not (written or missing or body):
-            raise UnsupportedError("there is no rule for this operator")
         if missing:
             return  # results of a node that was refused: that one is reported
         site = Site(
@@ -208,8 +204,13 @@ class Importer:
             len(node.output), self,
         )  # fmt: skip
         found = self._folded(key, site, node)
+        if found is None and key in RULES:
+            found = RULES[key](site)
         if found is None:
-            found = RULES[key](site) if body is None else self._call(body, site, node)
+            body = self._body_of(node, key, version)
+            if not body:
+                raise UnsupportedError("there is no rule for this operator")
+            found = self._call(body, site, node)
         results: Sequence[Value] = (found,) if isinstance(found, (Node, Known)) else found
         for name, value in zip(node.output, results, strict=False):
             if name:
@@ -220,13 +221,25 @@ class Importer:
         given = [v for v in site.values if v is not None]
         arrays = [v for v in given if isinstance(v, Known)]
         if len(arrays) < len(given) or any(v.weight for v in arrays):
-            return None if key in RULES or key not in FOLDED else FOLDED[key](site)
-        if key in FOLDED:
-            return FOLDED[key](site)
-        if any(v.symbolic for v in arrays):
             return None
+        symbolic = any(v.symbolic for v in arrays)
+        if key in FOLDED and (symbolic or not given):
+            return FOLDED[key](site)
+        if key in UNFOLDED or key in self.progress.functions or any(a.HasField("g") for a in node.attribute):
+            return None
+        if any(a.ref_attr_name for a in node.attribute):
+            node = onnx_package().helper.make_node(
+                node.op_type, node.input, node.output, domain=node.domain, **site.attributes
+            )
         inputs = [v.array if isinstance(v, Known) else None for v in site.values]
-        return fold(node, inputs, self.opsets)
+        if symbolic:
+            return fold_moved(node, inputs, self.opsets)
+        try:
+            return fold(node, inputs, self.opsets)
+        except UnsupportedError:
+            if key in RULES:
+                return None
+            raise
 
     def _body_of(self, node: Any, key: tuple[str, str], version: int) -> Any:
         """Return the function that a node stands for: one of the model's, or ONNX's own decomposition."""

@@ -36,6 +36,8 @@ _INDICES = TensorType("int32", (N, 4))
     lambda cls: [
         Sample(cls(), (float_type(5, 3), _INDICES), values=_index_values),
         Sample(cls(), (float_type(5, 2, 3), _INDICES), values=_index_values),
+        Sample(cls(), (TensorType("int64", (5, 3)), _INDICES), values=_index_values),
+        Sample(cls(), (TensorType("bool", (5, 2)), _INDICES), values=_index_values),
     ]
 )
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Take(Anchor):
         table, index = types
         if index.dtype not in ("int32", "int64", "uint8"):
             raise DTypeError(f"needs integer indices, got {index}")
-        if table.rank < 1 or not table.is_float:
-            raise ShapeError(f"needs a floating-point table with rows, got {table}")
+        if table.rank < 1:
+            raise ShapeError(f"needs a table with rows, got {table}")
         return table.with_shape((*index.shape, *table.shape[1:]))
 
     def vjp(self, node: Node, cotangent: Node) -> Sequence[Node | None]:

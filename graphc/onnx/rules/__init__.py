@@ -17,6 +17,7 @@ from graphc.onnx.rules import (
     resizing,
     scans,
     shapes,
+    sizes,
     slicing,
 )
 
@@ -37,5 +38,6 @@ __all__ = [
     "resizing",
     "scans",
     "shapes",
+    "sizes",
     "slicing",
 ]

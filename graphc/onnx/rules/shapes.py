@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from graphc.onnx.site import Result, Site, UnsupportedError, folded, rule
+from graphc.graph.node import Node
+from graphc.onnx.site import Site, UnsupportedError, folded, rule
 from graphc.onnx.values import Known, known_sizes
-from graphc.types import product
+from graphc.ops.leaves import full
+from graphc.ops.reduce import iota
+from graphc.types import Extent, check_dtype, coefficients_of, divide, product
+
+_MANY = 2**22  # elements, up to which an array is kept as one
 
 
 @rule("Shape")
@@ -38,47 +41,32 @@ def constant(site: Site) -> Known:
     return Known(site.get("value"))
 
 
-def _arrays(site: Site) -> list[np.ndarray]:
-    return [v.array for v in site.values if isinstance(v, Known)]
+@rule("ConstantOfShape")
+@folded("ConstantOfShape")
+def constant_of_shape(site: Site) -> Node | Known:
+    """One number in every element; where there are many, or as many as the batch, they are a tensor."""
+    value = site.get("value", np.zeros(1, np.float32)).ravel()[0]
+    sizes = site.sizes(0, "shape")
+    whole = [d for d in sizes if isinstance(d, int)]
+    if len(whole) == len(sizes) and np.prod(whole, dtype=float) <= _MANY:
+        return Known(np.full(whole, value))
+    return full(tuple(sizes), float(value), check_dtype(str(value.dtype)))
 
 
-def _tidy(found: Any) -> Known:
-    """Return an array of objects as int64 again where no element depends on the batch."""
-    array = np.empty((), object) if not isinstance(found, np.ndarray) else found
-    if array is not found:  # an element by itself
-        array[()] = found
-    whole = array.dtype == object and all(isinstance(d, (int, np.integer)) for d in array.ravel())
-    return Known(array.astype(np.int64) if whole else array)
-
-
-@folded("Gather")
-def gather(site: Site) -> Known:
-    """Elements along an axis."""
-    data, index = _arrays(site)
-    return _tidy(np.take(data, index, axis=site.get("axis", 0)))
-
-
-@folded("Concat")
-def concat(site: Site) -> Known:
-    """One array after the other."""
-    return _tidy(np.concatenate(_arrays(site), axis=site.get("axis", 1)))
-
-
-@folded("Unsqueeze")
-def unsqueeze(site: Site) -> Known:
-    """Insert axes of extent 1."""
-    axes = site.ints(1, "axes") if site.has(1) else site.get("axes")
-    return Known(np.expand_dims(_arrays(site)[0], tuple(axes)))
-
-
-@folded("Squeeze")
-def squeeze(site: Site) -> Known:
-    """Drop axes of extent 1."""
-    axes = site.ints(1, "axes") if site.has(1) else site.get("axes")
-    return Known(np.squeeze(_arrays(site)[0], None if axes is None else tuple(axes)))
-
-
-@folded("Identity")
-def identity(site: Site) -> Result:
-    """The array itself."""
-    return site.value(0)
+@rule("Range")
+@folded("Range")
+def range_(site: Site) -> Node | Known:
+    """Numbers at equal distances, which may be as many as the batch is a multiple of."""
+    bounds = [site.known(k, "bounds").ravel()[0] for k in range(3)]
+    start, limit, delta = bounds
+    if not any(isinstance(b, Extent) for b in bounds):
+        count = max(0, int(np.ceil((limit - start) / delta))) if delta else _MANY + 1
+        if count > _MANY:
+            raise UnsupportedError(f"a range from {start} to {limit} by {delta}")
+        return Known(np.arange(count).astype(start.dtype) * delta + start)
+    if isinstance(start, Extent) or isinstance(delta, Extent) or delta < 1:
+        raise UnsupportedError("a range that starts at the run-time batch, or falls")
+    extent = divide(limit + -int(start), int(delta))
+    if extent is None or any(c < 0 for c in coefficients_of(extent)):
+        raise UnsupportedError(f"a range from {start} to {limit} by {delta}")
+    return iota((extent,), 0) * int(delta) + int(start)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from graphc.graph.node import Node
-from graphc.onnx.site import Result, Site, UnsupportedError, folded, rule
-from graphc.onnx.values import Known
+from graphc.onnx.site import Result, Site, UnsupportedError, rule
+from graphc.onnx.values import Known, Value
 from graphc.ops.movement import getitem, split
+from graphc.types import Size
 
 
 def _given(site: Site, position: int, name: str) -> list[int] | None:
@@ -15,9 +18,14 @@ def _given(site: Site, position: int, name: str) -> list[int] | None:
     return site.ints(position, name) if site.has(position) else site.get(name)
 
 
+def _bounds(site: Site, position: int, name: str) -> list[Size] | None:
+    """Return the same of bounds, which may be the run-time batch."""
+    return site.sizes(position, name) if site.has(position) else site.get(name)
+
+
 def _slices(site: Site) -> tuple[slice, ...]:
     """Return a slice for every axis, with NumPy's meaning of negative and too large bounds."""
-    starts, ends = _given(site, 1, "starts"), _given(site, 2, "ends")
+    starts, ends = _bounds(site, 1, "starts"), _bounds(site, 2, "ends")
     if starts is None or ends is None:
         raise UnsupportedError("its starts or ends are missing")
     axes = _given(site, 3, "axes") or list(range(len(starts)))
@@ -26,9 +34,12 @@ def _slices(site: Site) -> tuple[slice, ...]:
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         extent = site.shape(0)[axis % rank]
         if not isinstance(extent, int):
-            if start == 0 and step == 1 and end >= np.iinfo(np.int32).max:
+            whole = end == extent or (isinstance(end, int) and end >= np.iinfo(np.int32).max)
+            if start == 0 and step == 1 and whole:
                 continue  # the run-time batch is taken whole
             raise UnsupportedError("a slice of the run-time batch")
+        if not (isinstance(start, int) and isinstance(end, int)):
+            raise UnsupportedError("a bound that depends on the run-time batch")
         if end < -extent and step < 0:
             index[axis % rank] = slice(start, None, step)  # down to the first element
         else:
@@ -51,29 +62,36 @@ def slice_(site: Site) -> Node | Known:
     return getitem(x, index)
 
 
-@folded("Slice")
-def sliced_array(site: Site) -> Node | Known:
-    """The same of an array that is known, and may hold the run-time batch."""
-    value = site.value(0)
-    if not isinstance(value, Known) or value.weight:
-        return slice_(site)
-    found = value.array[_slices(site)]
-    whole = found.dtype == object and all(isinstance(d, (int, np.integer)) for d in found.ravel())
-    return Known(found.astype(np.int64) if whole else found)
-
-
 @rule("Split")
 def split_(site: Site) -> Result:
     """Parts of given extents, or equal ones of which the last may be smaller."""
+    sizes = _given(site, 1, "split")
     x = site.tensor(0)
     axis = site.get("axis", 0) % x.rank
-    extent, sizes = x.shape[axis], _given(site, 1, "split")
+    extent = x.shape[axis]
     if not isinstance(extent, int):
+        if site.outputs == 1 and sizes is None:
+            return x
         raise UnsupportedError("a split of the run-time batch")
     if sizes is None:
         count = site.get("num_outputs", site.outputs)
         part = -(-extent // count)
         sizes = [min(part, extent - k * part) for k in range(count)]
-    if min(sizes) < 1:
-        raise UnsupportedError("a part without elements")
-    return split(x, sizes, axis)
+    return parts_along(x, sizes, axis)
+
+
+def parts_along(x: Node, sizes: Sequence[int], axis: int) -> list[Value]:
+    """Return parts along an axis; those without elements are empty arrays."""
+    if min(sizes, default=-1) < 0 or sum(sizes) != x.shape[axis]:
+        raise UnsupportedError(f"parts of extents {sizes} of an axis of {x.shape[axis]}")
+    filled = iter(split(x, [s for s in sizes if s], axis))
+    found: list[Value] = []
+    for size in sizes:
+        shape = [size if a == axis else d for a, d in enumerate(x.shape)]
+        if size:
+            found.append(next(filled))
+        elif all(isinstance(d, int) for d in shape):
+            found.append(Known(np.empty(shape, x.dtype)))  # type: ignore[arg-type]
+        else:
+            raise UnsupportedError("a part without elements")
+    return found
