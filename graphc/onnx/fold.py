@@ -84,7 +84,7 @@ def fold(node: Any, arrays: Sequence[np.ndarray | None], opsets: Mapping[str, in
     versions = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     body = onnx.helper.make_function("graphc", "folded", list(feeds), names, [node], versions)
     try:
-        results = dict(zip(names, ReferenceEvaluator(body).run(None, feeds), strict=True))
+        results = dict(zip(names, ReferenceEvaluator(body).run(None, feeds, attributes={}), strict=True))
     except Exception as error:  # whatever an implementation of some operator may raise
         raise UnsupportedError(f"it cannot be computed while importing: {error}") from error
     if not all(isinstance(r, (np.ndarray, np.generic)) for r in results.values()):
