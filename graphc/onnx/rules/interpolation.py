@@ -106,7 +106,7 @@ def _nearest(mode: str, at: np.ndarray) -> np.ndarray:
 
 
 def _triangle(x: np.ndarray) -> np.ndarray:
-    return np.clip(1 - np.abs(x), 0, 1)
+    return np.asarray(np.clip(1 - np.abs(x), 0, 1))
 
 
 def _keys(a: float) -> Callable[[np.ndarray], np.ndarray]:
