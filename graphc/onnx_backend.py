@@ -7,6 +7,7 @@ the shape that a Reshape gets as an input, is taken from the first call.
 from __future__ import annotations
 
 import unittest
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from onnx.backend.base import BackendRep
 
 from graphc.api import Module, compile
 from graphc.build import BuildOptions
-from graphc.errors import GraphcError
+from graphc.errors import DTypeError, GraphcError
 from graphc.graph.node import Node
 from graphc.onnx.importer import OnnxImportError, Progress
 from graphc.onnx.load import Found, import_model
@@ -80,7 +81,8 @@ class Rep(BackendRep):
             self._found = self._import(arrays)
             outputs = {n: v for n, v in self._found.outputs.items() if isinstance(v, Node)}
             self.known = tuple(n for n in self._found.outputs if n not in outputs)
-            self._module = compile(outputs, build=_BUILD, name="model") if outputs else None
+            dtype = _floating(self._found.inputs.values(), outputs.values())
+            self._module = compile(outputs, build=_BUILD, name="model", dtype=dtype) if outputs else None
         return self._found, self._module
 
     def _import(self, arrays: dict[str, np.ndarray]) -> Found:
@@ -100,6 +102,14 @@ class Rep(BackendRep):
                 if not more:
                     raise
                 self._constants |= {n: arrays[n] for n in more}
+
+
+def _floating(*groups: Iterable[Node]) -> str:
+    """Return the floating-point type that a module of these inputs and outputs computes in."""
+    found = {node.dtype for group in groups for node in group if node.type.is_float}
+    if len(found) > 1:
+        raise DTypeError("a module computes in one floating-point type, not in float32 and float64")
+    return found.pop() if found else "float32"
 
 
 class Backend(BaseBackend):
