@@ -3,6 +3,7 @@
 from graphc.onnx.rules import (
     arithmetic,
     batch_norm,
+    blocks,
     contraction,
     control,
     convolution,
@@ -15,6 +16,7 @@ from graphc.onnx.rules import (
     products,
     reductions,
     resizing,
+    sampling,
     scans,
     shapes,
     sizes,
@@ -24,6 +26,7 @@ from graphc.onnx.rules import (
 __all__ = [
     "arithmetic",
     "batch_norm",
+    "blocks",
     "contraction",
     "control",
     "convolution",
@@ -36,6 +39,7 @@ __all__ = [
     "products",
     "reductions",
     "resizing",
+    "sampling",
     "scans",
     "shapes",
     "sizes",
