@@ -24,6 +24,7 @@ from graphc.initialisers import Array as ArrayInitialiser
 from graphc.initialisers import Initialiser, stream
 from graphc.isa import SIMT, isa_named, isa_of
 from graphc.memory import ArenaPlan
+from graphc.onnx.export import Given, write_onnx
 from graphc.optim import Optimizer
 from graphc.passes.variants import Choose, Variant, cost_model
 from graphc.pipeline import FORK_US, Compiled, Dump, Request, compile_program, initialisers_of
@@ -127,6 +128,26 @@ class Module(RuntimeModule):
         if wheel:
             return write_wheel(bundle, folder)
         return write_bundle(bundle, folder, weights=weights, overwrite=overwrite)
+
+    def to_onnx(self, path: str | Path, *, train: bool = False) -> Path:
+        """Write an ONNX file (opset 21) with the weights as they are now; needs the ``onnx`` package.
+
+        Its inputs, outputs and weights have the module's names, its batch is the symbolic dimension ``N``. Nothing is
+        folded. With ``train`` the file is a step of training, the gradient written out as ordinary operators.
+        Its results are ``loss``, the metrics, ``grad.NAME`` of every trained parameter, and ``new.NAME`` of every
+        running statistic and, where the module has an optimizer, of every trained parameter, of the optimizer's own
+        values (``optimizer.SLOT.NAME``, as in ``state_dict``) and of the number of the step (``graphc.step``). All
+        these are inputs too, and so is the learning rate ``lr``; what is not given is as it is now. A loop that gives
+        each ``NAME`` the last step's ``new.NAME`` trains. What a random layer such as dropout draws is an input
+        ``random.K``, uniform numbers from [0, 1). Weights of more than a gibibyte go into a file ``PATH.data``.
+
+        Raises:
+            GraphcError: the module has no outputs (with ``train``: no loss), the package is missing, or the file
+                cannot be written; nothing is left behind then.
+        """
+        weights = {**self.params, **self.constants, **self.state}
+        given = Given(weights, self.slots, self.step, self.lr)
+        return write_onnx(path, self._request, given, train=train)
 
     def profile(self, *, mode: str = "inference", repeats: int = 20, **inputs: Any) -> Profile:
         """Return how long every kernel takes on a batch, beside what this machine can do; needs ``profile=True``.

@@ -132,10 +132,15 @@ def compile_program(request: Request, dump: Dump | None = None) -> Compiled:
     return builder.finish()
 
 
+def written_graph(request: Request) -> dict[str, Node]:
+    """Return outputs, metrics and loss as they were written, in the dtype of the module."""
+    return retype(_written(request), request.dtype)
+
+
 def initialisers_of(request: Request) -> dict[str, Initialiser]:
     """Return the rule for the first values of every parameter, constant and state, by name."""
     # In the dtype of the module, as the layout sees it: constants that differ in dtype alone become one.
-    typed = retype(_written(request), request.dtype)
+    typed = written_graph(request)
     leaves = [n for n in topological(typed.values()) if isinstance(n.op, (Parameter, State, Constant))]
     return {name: _initialiser(node) for node, name in name_leaves(leaves).items()}
 

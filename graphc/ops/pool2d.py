@@ -333,7 +333,7 @@ class MaxPool2dGather(_Pool):
         return np.take_along_axis(windows, arrays[1].astype(np.int64)[..., None], -1)[..., 0]
 
 
-def _counts(g: PoolGeometry, h: int, w: int, include_pad: bool, divisor: int | None) -> np.ndarray:
+def window_counts(g: PoolGeometry, h: int, w: int, include_pad: bool, divisor: int | None) -> np.ndarray:
     """Return (oh, ow): what the sum of each window is divided by, by PyTorch's rule."""
     if divisor is not None:
         return np.full(g.out, float(divisor))
@@ -396,7 +396,7 @@ class AvgPool2d(_AvgPool):
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Average the windows."""
         _, _, h, w = arrays[0].shape
-        counts = _counts(self.geometry, h, w, self.include_pad, self.divisor)
+        counts = window_counts(self.geometry, h, w, self.include_pad, self.divisor)
         return np.asarray(_windows(self.geometry, arrays[0], 0.0).sum(-1) / counts)
 
 
@@ -433,7 +433,7 @@ class AvgPool2dBackward(_AvgPool):
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Add window by window."""
         n, c, h, w = static_shape(self.shape)
-        share = arrays[0] / _counts(self.geometry, h, w, self.include_pad, self.divisor)
+        share = arrays[0] / window_counts(self.geometry, h, w, self.include_pad, self.divisor)
         out = np.zeros((n, c, h * w + 1))  # the last element collects what falls outside
         for where in np.moveaxis(_positions(self.geometry, (n, c, h, w)), -1, 0):
             np.add.at(out, (np.arange(n)[:, None, None, None], np.arange(c)[:, None, None], where), share)
