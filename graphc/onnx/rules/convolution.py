@@ -8,6 +8,8 @@ from functools import reduce
 import numpy as np
 
 from graphc.graph.node import Node
+from graphc.onnx.rules.contraction import whole_matmul
+from graphc.onnx.rules.sampling import round_to_even
 from graphc.onnx.rules.windows import Axis, axes, fitted, numbers, spatial, tap
 from graphc.onnx.site import Site, UnsupportedError, rule
 from graphc.onnx.values import Known, Value
@@ -170,3 +172,56 @@ def _spread_deep(x: Node, weight: Node, windows: Sequence[Axis], groups: int) ->
         placed.append(Place(shape, (0, i * depth.dilation, 0, 0, 0), (1, depth.stride, 1, 1, 1), 0.0)(plane))
     total = fitted(reduce(ew.add, placed), 1, depth.pads[0], depth.size)
     return transpose(total, (0, 2, 1, 3, 4))
+
+
+@rule("ConvInteger")
+def conv_integer(site: Site) -> Node:
+    """A convolution of whole numbers, each less its zero point."""
+    x, weight = _whole(site, 0, 2, False), _whole(site, 1, 3, True)
+    windows = axes(site, spatial(x.shape), spatial(weight.shape))
+    return _whole_convolution(x, weight, windows, site.get("group", 1))
+
+
+@rule("QLinearConv")
+def quantised_conv(site: Site) -> Node:
+    """The same for quantised numbers, whose result is scaled, rounded to even and kept within its dtype."""
+    x, weight = _whole(site, 0, 2, False), _whole(site, 3, 5, True)
+    windows = axes(site, spatial(x.shape), spatial(weight.shape))
+    total = _biased(site, _whole_convolution(x, weight, windows, site.get("group", 1)), 8)
+    channels = (-1, *[1] * len(windows))
+    scales = [site.tensor(k) for k in (1, 4, 6)]
+    x_scale, w_scale, y_scale = (reshape(s, channels if s.type.size != 1 else ()) for s in scales)
+    scaled = ew.cast(total, x_scale.dtype) * (x_scale * w_scale / y_scale)
+    dtype = site.tensor(7).dtype if site.has(7) else site.tensor(0).dtype
+    low, high = (-128.0, 127.0) if str(dtype) == "int8" else (0.0, 255.0)
+    zero = ew.cast(reshape(site.tensor(7), ()), x_scale.dtype) if site.has(7) else 0.0
+    return ew.cast(ew.clip(round_to_even(ew.clip(scaled, -1e6, 1e6)) + zero, low, high), dtype)
+
+
+def _whole(site: Site, position: int, zero: int, per_channel: bool) -> Node:
+    """Return a quantised tensor as int32 less its zero point, of which weights may have one per output channel."""
+    x = ew.cast(site.tensor(position), "int32")
+    if not site.has(zero):
+        return x
+    point = ew.cast(site.tensor(zero), "int32")
+    shape = () if point.type.size == 1 else (-1, *[1] * (x.rank - 1))
+    if shape and not per_channel:
+        raise UnsupportedError(f"a zero point of shape {point.shape} for the input")
+    return x - reshape(point, shape)
+
+
+def _whole_convolution(x: Node, weight: Node, windows: Sequence[Axis], groups: int) -> Node:
+    """Return a convolution of int32 tensors, which is exact: all that windows meet, times the weights."""
+    n, channels, o = x.shape[0], x.shape[1], weight.shape[0]
+    if channels != weight.shape[1] * groups or not isinstance(o, int) or o % groups:
+        raise UnsupportedError(f"{channels} channels for weights {weight.type} in {groups} groups")
+    after = [max(0, (w.out - 1) * w.stride + w.reach - w.size - w.pads[0]) for w in windows]
+    pads = [(w.pads[0], a) for w, a in zip(windows, after, strict=True)]
+    met = [pad(x, ((0, 0), (0, 0), *pads))]
+    for axis, w in enumerate(windows, 2):
+        met = [tap(m, axis, w, i) for m in met for i in range(w.kernel)]
+    out = [w.out for w in windows]
+    stacked = concat([reshape(m, (n, channels, 1, product(out))) for m in met], 2)
+    columns = reshape(stacked, (n, groups, -1, product(out)))
+    total = whole_matmul(reshape(weight, (1, groups, o // groups, -1)), columns)
+    return reshape(total, (n, o, *out))

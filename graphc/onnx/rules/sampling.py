@@ -40,7 +40,8 @@ def _whole(x: Node) -> Node:
     return ew.where(ew.greater(cut, x), cut - 1, cut)
 
 
-def _round_to_even(x: Node) -> Node:
+def round_to_even(x: Node) -> Node:
+    """Return the nearest whole number, of two the even one; x is finite and small."""
     below = _whole(x)
     rest = x - below
     odd = ew.not_equal(below, _whole(below * 0.5) * 2)
@@ -110,7 +111,7 @@ def _keys(d: Node, a: float = -0.75) -> list[Node]:
 def _lines(x: Node, size: int, mode: str, padding: str, align: bool) -> list[_Line]:
     """Return what a coordinate reads along one axis."""
     if mode == "nearest":
-        at = _padded(_round_to_even(x), size, padding, align)
+        at = _padded(round_to_even(x), size, padding, align)
         return [_indexed(ew.cast(_near(at, -3, size + 2), "int64"), size, padding, align, None)]
     at = _near(_padded(x, size, padding, align), -4.0, size + 3.0)
     below = _whole(at)
