@@ -112,6 +112,7 @@ class Module(RuntimeModule):
             name=self.name if name is None else _checked_name(name),
             batch=self.batch if batch is None else _checked_batch(batch),
             dtype=self._request.dtype if dtype is None else _checked_dtype(dtype),
+            mixed=self._request.mixed and dtype is None,
             target="cuda" if goals[0].device else "c",
         )
         _check_threads(threads)
@@ -202,7 +203,10 @@ def compile(
     """Return the compiled module.
 
     ``outputs`` names what ``predict`` returns. With a loss the module also evaluates and trains;
-    ``metrics`` are further scalars that a step reports. ``batch`` is the largest batch. ``precision`` says what
+    ``metrics`` are further scalars that a step reports. ``batch`` is the largest batch. ``dtype`` is what
+    all floating-point tensors are computed in, ``"float32"`` or ``"float64"``, whatever the graph says; with
+    ``"mixed"`` each keeps the dtype that the graph gives it, and the parameters that are trained and the state are
+    float32. ``precision`` says what
     matrix products and convolutions round their operands to on a device: ``"tf32"`` (11 significant bits) and
     ``"bf16"`` (8) are multiplied by tensor cores, ``"fp32"`` rounds nothing; sums, weights and everything else stay
     in float32. ``nan_guard=True`` names the
@@ -426,8 +430,9 @@ def _request(
     if target not in ("c", *DEVICES):
         raise RangeError(f"compile: target {target!r} is unknown; there are 'c', 'cuda' and 'cuda-emulated'")
     _checked_batch(batch)
-    if dtype not in ("float32", "float64"):
-        raise RangeError(f"compile: dtype must be 'float32' or 'float64', got {dtype!r}")
+    mixed = dtype == "mixed"
+    if not mixed and dtype not in ("float32", "float64"):
+        raise RangeError(f"compile: dtype must be 'float32', 'float64' or 'mixed', got {dtype!r}")
     _checked_name(name)
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise GraphError(f"compile: optimizer must be one such as gc.SGD(...), got {optimizer!r}")
@@ -435,7 +440,8 @@ def _request(
         raise GraphError("compile: an optimizer needs a loss")
     if not isinstance(seed, int):
         raise RangeError(f"compile: seed must be an int, got {seed!r}")
-    return Request(name, named, loss, dict(metrics), optimizer, batch, check_dtype(dtype))
+    kind = check_dtype("float32" if mixed else dtype)
+    return Request(name, named, loss, dict(metrics), optimizer, batch, kind, mixed=mixed)
 
 
 def _checked_batch(batch: int) -> int:

@@ -121,7 +121,7 @@ def fingerprint(request: Request, options: Iterable[str] = ()) -> str:
     ends = {name: position[node] for name, node in roots.items()}
     settings = [ends, request.name, request.batch, request.dtype, request.isa.name,
                 request.winograd, request.fork_us, request.memory_budget, str(request.rewrites),
-                request.keep_gradients, request.frozen, request.target, request.precision,
+                request.keep_gradients, request.frozen, request.mixed, request.target, request.precision,
                 _formulas(request.optimizer), list(options)]  # fmt: skip
     digest.update(json.dumps(settings).encode())
     return digest.hexdigest()

@@ -65,7 +65,7 @@ class Layout:
     def _place(self, nodes: list[Node], start: int, dtype: DType) -> int:
         for node in nodes:
             self.offsets[node] = start
-            start += padded(elements(node), node.dtype if not node.type.is_float else dtype, dtype)
+            start += padded(elements(node), node.dtype, dtype)
         return start
 
     def buffer(self, node: Node) -> Buffer:

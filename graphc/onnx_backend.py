@@ -17,12 +17,13 @@ from onnx.backend.base import BackendRep
 
 from graphc.api import Module, compile
 from graphc.build import BuildOptions
-from graphc.errors import DTypeError, GraphcError
-from graphc.graph.node import Node
+from graphc.errors import GraphcError
+from graphc.graph.node import Node, topological
 from graphc.onnx.importer import OnnxImportError, Progress
 from graphc.onnx.load import Found, import_model
 from graphc.onnx.names import unique_names
 from graphc.onnx.values import Known
+from graphc.ops.leaves import Constant, Full
 
 _BUILD = BuildOptions(optimisation=("-O1",))
 
@@ -81,7 +82,7 @@ class Rep(BackendRep):
             self._found = self._import(arrays)
             outputs = {n: v for n, v in self._found.outputs.items() if isinstance(v, Node)}
             self.known = tuple(n for n in self._found.outputs if n not in outputs)
-            dtype = _floating(self._found.inputs.values(), outputs.values())
+            dtype = _floating(outputs.values())
             self._module = compile(outputs, build=_BUILD, name="model", dtype=dtype) if outputs else None
         return self._found, self._module
 
@@ -104,12 +105,10 @@ class Rep(BackendRep):
                 self._constants |= {n: arrays[n] for n in more}
 
 
-def _floating(*groups: Iterable[Node]) -> str:
-    """Return the floating-point type that a module of these inputs and outputs computes in."""
-    found = {node.dtype for group in groups for node in group if node.type.is_float}
-    if len(found) > 1:
-        raise DTypeError("a module computes in one floating-point type, not in float32 and float64")
-    return found.pop() if found else "float32"
+def _floating(outputs: Iterable[Node]) -> str:
+    """Return the precision to compile in: all in float64 if all of the graph is, whatever dtype constants have."""
+    computed = [n for n in topological(outputs) if not isinstance(n.op, (Constant, Full))]
+    return "float64" if {n.dtype for n in computed if n.type.is_float} == {"float64"} else "mixed"
 
 
 class Backend(BaseBackend):

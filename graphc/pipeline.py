@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from graphc.differentiate import grad
 from graphc.emit.products import FORMS
-from graphc.errors import GraphError, UnknownNameError
+from graphc.errors import DTypeError, GraphError, UnknownNameError
 from graphc.graph.node import Node, topological
 from graphc.graph.text import print_graph
 from graphc.graph.verify import verify
@@ -87,6 +87,7 @@ class Request:
     keep_gradients: bool = True  # in a block; otherwise large ones are used up where they are computed
     target: str = "c"  # what the program is printed as
     precision: Precision = "fp32"  # of the operands of a device's products
+    mixed: bool = False  # every tensor keeps its own dtype; parameters that are trained are of ``dtype``
     frozen: bool = False  # what is not trained is not read, only what was computed from it ahead
 
     @property
@@ -117,7 +118,7 @@ def compile_program(request: Request, dump: Dump | None = None) -> Compiled:
     written = _written(request)
     _check_request(request, written)
     dump("01-written", lambda: print_graph(written))
-    typed = retype(written, request.dtype)
+    typed = _typed(written, request)
     if request.frozen and request.batch == 1:
         typed = fix_batch(typed, 1)
     pooled = pool_before_activation(typed)
@@ -134,7 +135,7 @@ def compile_program(request: Request, dump: Dump | None = None) -> Compiled:
 
 def written_graph(request: Request) -> dict[str, Node]:
     """Return outputs, metrics and loss as they were written, in the dtype of the module."""
-    return retype(_written(request), request.dtype)
+    return _typed(_written(request), request)
 
 
 def initialisers_of(request: Request) -> dict[str, Initialiser]:
@@ -143,6 +144,11 @@ def initialisers_of(request: Request) -> dict[str, Initialiser]:
     typed = written_graph(request)
     leaves = [n for n in topological(typed.values()) if isinstance(n.op, (Parameter, State, Constant))]
     return {name: _initialiser(node) for node, name in name_leaves(leaves).items()}
+
+
+def _typed(written: dict[str, Node], request: Request) -> dict[str, Node]:
+    """Return the graph in the module's dtype, or as it is in mixed precision."""
+    return written if request.mixed else retype(written, request.dtype)
 
 
 def _initialiser(node: Node) -> Initialiser:
@@ -214,8 +220,8 @@ def _check_batch(entry: str, graph: Mapping[str, Node], inputs: list[Argument]) 
 class _Ahead:
     """Values that are computed ahead of the calls that read them, one after another in a block."""
 
-    def __init__(self, space: Space, kind: type[Folded]):
-        self.space, self.kind = space, kind
+    def __init__(self, space: Space, kind: type[Folded], unit: DType):
+        self.space, self.kind, self.unit = space, kind, unit
         self.leaves: dict[Node, Node] = {}  # by value
         self.buffers: dict[Node, Buffer] = {}  # by leaf
         self.values: dict[str, Node] = {}  # by the name of the buffer
@@ -234,7 +240,7 @@ class _Ahead:
             if node in values and node not in self.buffers:
                 name = f"{self.space.value}_{len(self.values)}"
                 self.buffers[node] = Buffer(name, node.dtype, node.type.size, self.space, self.size)
-                self.size += padded(elements(node), node.dtype)
+                self.size += padded(elements(node), node.dtype, self.unit)
                 self.values[name] = values[node]
         return called
 
@@ -257,15 +263,27 @@ class Builder:
         self.optimizer = request.optimizer if self.trained else None
         at_once_from = None if request.keep_gradients else _AT_ONCE
         self.layout = Layout(outputs, set(self.wanted), self.optimizer, request.dtype, at_once_from)
+        if request.mixed:
+            self._check_mixed()
         self.entries: list[Entry] = []
         self.plans: dict[str, ArenaPlan] = {}
-        self.frozen = _Ahead(Space.FROZEN, Frozen)
-        self.folded = _Ahead(Space.FOLDED, Folded)
+        self.frozen = _Ahead(Space.FROZEN, Frozen, request.dtype)
+        self.folded = _Ahead(Space.FOLDED, Folded, request.dtype)
         fixed = [p for p in self.layout.params if p not in set(self.wanted)]
         ahead = self.trained and any(request.frozen or isinstance(p.op, Parameter) for p in fixed)
         self.fixed_leaves = frozenset(fixed) if ahead else None
         self.graphs: dict[str, dict[str, Node]] = {"written": outputs}
         self.step = 3
+
+    def _check_mixed(self) -> None:
+        """Refuse to train or to assign what is not of the module's dtype: each of these blocks has one."""
+        for node in (*self.wanted, *self.layout.states):
+            if node.dtype != self.request.dtype:
+                raise DTypeError(
+                    f"compile: dtype 'mixed' trains parameters and keeps state in {self.request.dtype}, but "
+                    f"{self.layout.names[node]!r} at {node.source} is {node.type}; cast it where it is used, or "
+                    "compile everything in float64"
+                )
 
     def _trainable(self, outputs: dict[str, Node]) -> list[Node]:
         order = topological([outputs["loss"]])

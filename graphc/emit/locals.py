@@ -69,7 +69,7 @@ class Locals:
                 place = f"({ctype} *)(arena + {self.offsets[buffer.name]})"
             else:
                 place = f"memory->{SPACES[buffer.space]}" + (f" + {buffer.offset}" if buffer.offset else "")
-                if buffer.dtype != self.dtype:  # an integer constant among the weights
+                if buffer.dtype != self.dtype:  # a constant of another type among the weights
                     place = f"({pointer})({place})"
             self.names[buffer] = name
             self.lines[buffer] = f"{pointer}const {name} = {place}; /* {buffer.size} */"

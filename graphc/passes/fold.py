@@ -51,7 +51,8 @@ def fold_scales(outputs: Mapping[str, Node]) -> dict[str, Node]:
         for position in (0, 1):
             product, factor = node.inputs[position], node.inputs[1 - position]
             alone = readers[product] == 1 and product not in kept
-            if factor in fixed and alone and product.shape == node.shape:
+            same = product.type == node.type and factor.dtype == node.dtype
+            if factor in fixed and alone and same:
                 return _scaled(inputs[position], inputs[1 - position])
         return None
 
