@@ -75,6 +75,7 @@ from graphc.ops.leaves import input_ as input
 from graphc.ops.matmul import matmul
 from graphc.ops.movement import concat, expand, pad, reshape, split, transpose
 from graphc.ops.reduce import argmax, argmin, max, mean, min, sum
+from graphc.ops.scatter import scatter
 from graphc.optim import SGD, Adam, AdamW
 from graphc.rewrites import Rewrites
 
@@ -158,6 +159,7 @@ __all__ = [
     "report",
     "reshape",
     "rsqrt",
+    "scatter",
     "sigmoid",
     "sign",
     "silu",

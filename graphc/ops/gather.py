@@ -114,7 +114,7 @@ class ScatterAdd(Anchor):
     def reference(self, *arrays: np.ndarray) -> np.ndarray:
         """Add row by row."""
         rows, index = arrays
-        out = np.zeros(tuple(int(str(d)) for d in self.shape))
+        out = np.zeros(tuple(int(str(d)) for d in self.shape), rows.dtype)
         np.add.at(out, np.clip(index.astype(np.int64), 0, len(out) - 1), rows)
         return out
 

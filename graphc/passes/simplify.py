@@ -21,6 +21,7 @@ from graphc.ops.matmul import MatMul
 from graphc.ops.movement import Expand, Movement, Place, Reshape, Transpose, expand, reshape, transpose
 from graphc.ops.pool2d import AvgPool2d, AvgPool2dBackward, MaxPool2d
 from graphc.ops.reduce import Reduce
+from graphc.ops.scatter import Scatter
 from graphc.passes.generated import is_generated
 from graphc.types import Shape, broadcast_shapes, product, promote
 
@@ -65,8 +66,8 @@ def _pools_single_pixels(op: AvgPool2d | AvgPool2dBackward | MaxPool2d) -> bool:
 
 def _is_zero(op: Anchor | Place, inputs: tuple[Node, ...]) -> bool:
     """Whether an op that is linear in every floating-point input has an input that is zero everywhere."""
-    if isinstance(op, Place) and op.fill != 0:
-        return False
+    if isinstance(op, Scatter) or (isinstance(op, Place) and op.fill != 0):
+        return False  # rows of zeros replace others
     return any(isinstance(i.op, Full) and i.op.value == 0 and i.type.is_float for i in inputs)
 
 
