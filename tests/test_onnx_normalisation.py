@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 import graphc as gc
 from graphc.errors import RangeError
 
-CODES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32}
+CODES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32,
+         "uint8": TensorProto.UINT8, "bool": TensorProto.BOOL}  # fmt: skip
 
 
 def model(
@@ -75,3 +76,116 @@ def test_batch_norm_is_put_back_into_training_form() -> None:
     y = normal * weights["bn.weight"][:, None, None] + weights["bn.bias"][:, None, None]
     slope = (2 * y * normal).sum((0, 2, 3)) / y.size
     np.testing.assert_allclose(module.params["bn.weight"], weights["bn.weight"] - 0.1 * slope, rtol=1e-4)
+
+
+def check(
+    proto: onnx.ModelProto, feeds: dict[str, np.ndarray], reference: Sequence[np.ndarray] | None = None
+) -> None:
+    """Compare a model, compiled for a larger batch than it is called with, with what it should give."""
+    found = gc.onnx.load(proto)
+    module = gc.compile(found.outputs, batch=7)
+    results = module.predict(**feeds)
+    for name, value in zip(found.outputs, reference or expected(proto, feeds), strict=True):
+        assert results[name].dtype == value.dtype
+        # float32 in a few operations, and sums of at most some dozens of terms
+        np.testing.assert_allclose(results[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_reductions_at_any_batch() -> None:
+    """Over the batch too, where the operator can; axes as an attribute and as an input."""
+    nodes = [
+        helper.make_node("ReduceSum", ["x", "first"], ["sum"], keepdims=0),
+        helper.make_node("ReduceMean", ["x"], ["mean"]),
+        helper.make_node("ReduceLogSumExp", ["x", "last"], ["lse"]),
+        helper.make_node("ReduceProd", ["x", "last"], ["prod"], keepdims=0),
+        helper.make_node("ReduceL2", ["x", "first"], ["l2"]),
+        helper.make_node("ReduceMax", ["b", "one"], ["any"]),
+        helper.make_node("ArgMax", ["x"], ["last_max"], axis=2, select_last_index=1),
+        helper.make_node("CumSum", ["x", "axis"], ["running"], exclusive=1, reverse=1),
+    ]
+    outputs = ["sum", "mean", "lse", "prod", "l2", "any", "last_max", "running"]
+    known = {"first": np.array([0]), "last": np.array([-1]), "one": np.array([1]), "axis": np.array(2)}
+    proto = model(nodes, {"x": ("float32", ["N", 3, 5]), "b": ("bool", ["N", 3])}, outputs, known)
+    x = np.round(random(4, 3, 5), 1)
+    check(proto, {"x": x, "b": x[:, :, 0] > 0})
+
+
+def test_a_product_of_zeros_has_the_right_gradient() -> None:
+    proto = model(
+        [helper.make_node("ReduceProd", ["x", "axes"], ["y"], keepdims=0)],
+        {"x": ("float32", ["N", 5])}, ["y"], {"axes": np.array([1])},
+    )  # fmt: skip
+    found = gc.onnx.load(proto)
+    slope = gc.grad(gc.sum(found.outputs["y"]), [found.inputs["x"]])[0]
+    x = np.float32([[2, 0, 3, 4, 5], [0, 1, 0, 2, 3], [1, 2, 3, 4, 5]])
+    others = [[np.prod(np.delete(row, k)) for k in range(5)] for row in x]
+    np.testing.assert_array_equal(gc.compile({"g": slope}, batch=3).predict(x=x)["g"], others)
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_top_k_orders_ties_and_nan(largest: int) -> None:
+    proto = model(
+        [helper.make_node("TopK", ["x", "k"], ["values", "indices"], axis=1, largest=largest)],
+        {"x": ("float32", ["N", 6])}, ["values", "indices"], {"k": np.array([4])},
+    )  # fmt: skip
+    x = np.float32([[1, 3, 3, -np.inf, np.inf, 2], [np.nan, 1, 1, np.nan, 0, 5]])
+    keys = [[(np.isnan(v), v if v == v else 0.0) for v in row] for row in x.tolist()]
+    sign = -1 if largest else 1
+    order = [
+        sorted(range(6), key=lambda j, row=row: (sign * row[j][0], sign * row[j][1], j))[:4] for row in keys
+    ]
+    check(proto, {"x": x}, [np.take_along_axis(x, np.array(order), 1), np.array(order)])
+
+
+def test_old_forms() -> None:
+    """Softmax before version 13 spans axes; axes and training were attributes."""
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["soft"], axis=1),
+        helper.make_node("Hardmax", ["x"], ["hard"], axis=1),
+        helper.make_node("ReduceSum", ["x"], ["sum"], axes=[-1], keepdims=0),
+        helper.make_node("Dropout", ["x"], ["same"], ratio=0.3),
+    ]
+    proto = model(nodes, {"x": ("float32", ["N", 2, 3])}, ["soft", "hard", "sum", "same"], opset=11)
+    x = random(4, 2, 3)
+    rows = x.reshape(4, 6)
+    soft = np.exp(rows) / np.exp(rows).sum(1, keepdims=True)
+    hard = np.eye(6, dtype=np.float32)[rows.argmax(1)]
+    check(proto, {"x": x}, [soft.reshape(x.shape), hard.reshape(x.shape), x.sum(-1), x])
+
+
+def test_einsum_at_any_batch() -> None:
+    equations = ["bhid,bhjd->bhij", "b...i,ij->b...j", "biij->bj", "bhid,bhjd,bhjk", "bhii,bk->kh"]
+    shapes = {"q": [2, 3, 4], "k": [2, 3, 4], "m": [4, 5], "d": [3, 3, 4], "v": [2, 3, 3], "w": [6]}
+    operands = [["q", "k"], ["q", "m"], ["d"], ["q", "k", "v"], ["v", "w"]]
+    nodes = [
+        helper.make_node("Einsum", o, [f"y{k}"], equation=e)
+        for k, (o, e) in enumerate(zip(operands, equations, strict=True))
+    ]
+    inputs: dict[str, tuple[str, Sequence[int | str]]] = {
+        n: ("float32", s if n == "m" else ["N", *s]) for n, s in shapes.items()
+    }
+    arrays = {n: random(*(s if n == "m" else [3, *s]), seed=k) for k, (n, s) in enumerate(shapes.items())}
+    proto = model(nodes, inputs, [f"y{k}" for k in range(len(nodes))])
+    results = [np.einsum(e, *(arrays[n] for n in o)) for e, o in zip(equations, operands, strict=True)]
+    check(proto, arrays, results)
+
+
+def test_dropout_drops_in_training_alone_and_its_mask_says_what() -> None:
+    nodes = [helper.make_node("Dropout", ["x", "ratio"], ["y", "kept"])]
+    known = {"ratio": np.float32(0.25)}
+    proto = model(nodes, {"x": ("float32", ["N", 400])}, ["y", "kept"], known)
+    found = gc.onnx.load(proto)
+    y, kept = found.outputs["y"], gc.cast(found.outputs["kept"], "float32")
+    weight = gc.parameter("w", (400,), 1.0)
+    loss = gc.sum(weight * y) + gc.sum(weight * kept) * 1000.0
+    module = gc.compile({"y": y, "kept": kept}, loss, gc.SGD(1.0), batch=1)
+    x = np.ones((1, 400), np.float32)
+    results = module.predict(x=x)
+    assert (results["y"] == 1).all()
+    assert (results["kept"] == 1).all()
+    module.train_step(x=x)
+    moved = 1 - module.params["w"]
+    # 1000 for what was kept, and x/(1 - ratio) of it, in float32
+    dropped = moved == 0
+    np.testing.assert_allclose(moved[~dropped], 1000 + 1 / 0.75, rtol=1e-6)
+    assert 0.1 < dropped.mean() < 0.4

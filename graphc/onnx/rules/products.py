@@ -9,6 +9,8 @@ from graphc.ops import elementwise as ew
 from graphc.ops.matmul import MatMul, matmul
 from graphc.ops.movement import transpose
 
+_LARGEST_DETERMINANT = 4  # 40 products; larger ones need pivots
+
 
 @rule("Gemm")
 def gemm(site: Site) -> Node:
@@ -38,3 +40,26 @@ def matrix_product(site: Site) -> Node:
     """As NumPy's."""
     a, b = site.tensor(0), site.tensor(1)
     return matmul(a, b) if a.type.is_float else whole_matmul(a, b)
+
+
+@rule("Det")
+def determinant(site: Site) -> Node:
+    """By cofactors, of small matrices."""
+    x = site.tensor(0)
+    size = x.shape[-1] if x.rank > 1 else 0
+    if x.rank < 2 or x.shape[-2] != size or not isinstance(size, int) or size > _LARGEST_DETERMINANT:
+        raise UnsupportedError(f"a determinant of {x.type}; square matrices up to {_LARGEST_DETERMINANT}")
+    return _cofactors(x, tuple(range(size)), tuple(range(size)))
+
+
+def _cofactors(x: Node, rows: tuple[int, ...], columns: tuple[int, ...]) -> Node:
+    """Return the determinant of a part of each matrix, expanded along its first row."""
+    first = [x[..., rows[0], c] for c in columns]
+    if len(rows) == 1:
+        return first[0]
+    total: Node | None = None
+    for k, element in enumerate(first):
+        part = element * _cofactors(x, rows[1:], columns[:k] + columns[k + 1 :])
+        total = part if total is None else total - part if k % 2 else total + part
+    assert total is not None
+    return total
