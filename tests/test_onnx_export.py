@@ -120,6 +120,40 @@ def batches(shape: tuple[int, ...], count: int, classes: int = 10) -> list[dict[
     ]  # fmt: skip
 
 
+def test_operators_that_onnx_has_are_written_whole(tmp_path: Path) -> None:
+    x = gc.input("x", ("N", 3, 8, 8))
+    h = gc.relu(gc.nn.batch_norm(gc.nn.conv2d(x, 4, 3), name="bn"))
+    h = gc.nn.layer_norm(gc.nn.linear(gc.nn.flatten(gc.nn.avg_pool2d(h, 2)), 6), weight=1.5, bias=0.25)
+    h = gc.nn.linear(gc.gelu(h), 5)
+    outputs = {"softmax": gc.softmax(h), "log": gc.log_softmax(gc.mean(x, (2, 3)))}
+    module = gc.compile(outputs, batch=4)
+    rng = np.random.default_rng(2)
+    for arrays in (module.params, module.state):
+        for name, array in arrays.items():
+            arrays[name] = (array + rng.uniform(0.1, 0.6, array.shape)).astype(np.float32)
+    path = module.to_onnx(tmp_path / "net.onnx")
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert sorted(kinds) == sorted([
+        "Conv", "BatchNormalization", "Relu", "AveragePool", "Reshape", "Gemm", "LayerNormalization", "Gelu", "Gemm",
+        "Softmax", "ReduceMean", "Reshape", "LogSoftmax",
+    ])  # fmt: skip
+    given = rng.standard_normal((4, 3, 8, 8)).astype(np.float32)
+    got = run(path, {"x": given})
+    for name, want in module.predict(x=given).items():
+        np.testing.assert_allclose(got[name], want, rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+def test_what_is_read_elsewhere_is_no_part_of_an_operator(tmp_path: Path) -> None:
+    x = gc.input("x", ("N", 3))
+    product = gc.matmul(x, gc.parameter("w", (3, 2), np.arange(6.0).reshape(3, 2)))
+    outputs = {"product": product, "sum": product + gc.parameter("b", (2,), np.array([1.0, 2.0]))}
+    path = gc.compile(outputs, batch=2).to_onnx(tmp_path / "net.onnx")
+    assert [node.op_type for node in onnx.load(path).graph.node] == ["MatMul", "Add"]
+    got = run(path, {"x": np.ones((1, 3), np.float32)})
+    np.testing.assert_array_equal(got["product"], [[6, 9]])
+    np.testing.assert_array_equal(got["sum"], [[7, 11]])
+
+
 LENET = (1, 32, 32)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +20,18 @@ OPSET, IR_VERSION = 21, 10
 Writer = Callable[["Emission", Node], str]
 WRITERS: dict[type[Op], Writer] = {}
 _W = TypeVar("_W", bound=Writer)
+
+
+@dataclass(frozen=True)
+class Match:
+    """One operator for several nodes: what it reads, how it is written, and the node that names it."""
+
+    operands: tuple[Node, ...]
+    write: Callable[[Emission, Sequence[str]], str]
+    named: Node
+
+
+Matcher = Callable[[Node], Match | None]
 
 
 def writes(*ops: type[Op]) -> Callable[[_W], _W]:
@@ -47,20 +60,30 @@ class Emission:
         self._sizes: dict[Size, str] = {}
         self._at: Node | None = None
 
-    def graph(self, outputs: Sequence[Node]) -> list[str]:
-        """Write everything that the outputs need; return their names.
+    def graph(self, outputs: Sequence[Node], match: Matcher | None = None) -> list[str]:
+        """Write everything that the outputs need, several nodes as one where they match; return their names.
 
         Raises:
             GraphError: an op has no form in ONNX.
         """
-        for node in topological(outputs):
-            if node in self.names:
+        order = topological(outputs)
+        needed, matched = set(outputs), {}
+        for node in reversed(order):
+            if node in needed and node not in self.names:
+                found = match(node) if match is not None else None
+                if found is not None:
+                    matched[node] = found
+                needed |= set(node.inputs if found is None else found.operands)
+        for node in order:
+            if node not in needed or node in self.names:
                 continue
-            writer = WRITERS.get(type(node.op))
-            if writer is None:
-                raise GraphError(f"to_onnx: {node.op.title} cannot be written in ONNX, at {node.source}")
-            self._at = node
-            self.names[node] = writer(self, node)
+            if node in matched:
+                found = matched[node]
+                self._at = found.named
+                self.names[node] = found.write(self, [self.names[o] for o in found.operands])
+            else:
+                self._at = node
+                self.names[node] = _writer_of(node)(self, node)
         return [self.names[o] for o in outputs]
 
     def inputs(self, node: Node) -> list[str]:
@@ -154,6 +177,13 @@ class Emission:
             if chosen not in self._taken:
                 self._taken.add(chosen)
                 return chosen
+
+
+def _writer_of(node: Node) -> Writer:
+    writer = WRITERS.get(type(node.op))
+    if writer is None:
+        raise GraphError(f"to_onnx: {node.op.title} cannot be written in ONNX, at {node.source}")
+    return writer
 
 
 def _constant_name(array: np.ndarray) -> str:

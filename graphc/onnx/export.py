@@ -16,6 +16,7 @@ from graphc.onnx import writers as _  # noqa: F401  # enters the writers
 from graphc.onnx.emission import IR_VERSION, OPSET, Emission
 from graphc.onnx.file import save
 from graphc.onnx.package import onnx_package
+from graphc.onnx.patterns import match, users_of
 from graphc.onnx.training import LR, STEP, TrainingGraph, training_graph, write_update
 from graphc.ops.leaves import Constant, Input, Parameter, RandomUniform, State
 from graphc.passes.specialise import specialise
@@ -65,7 +66,7 @@ class _Model:
             raise GraphError(f"to_onnx: module {self.request.name!r} has no outputs to predict")
         graph = specialise(outputs, training=False).outputs
         emission = self._emission(graph, list(graph), {}, defaults=False)
-        names = dict(zip(graph, emission.graph(list(graph.values())), strict=True))
+        names = dict(zip(graph, _written(emission, graph), strict=True))
         return self._finish(emission, names, {name: node.type for name, node in graph.items()})
 
     def training(self) -> Any:
@@ -85,7 +86,7 @@ class _Model:
         emission = self._emission(
             step.outputs, self._results(step, slots), {**numbers, **slots}, defaults=True
         )
-        names = dict(zip(step.outputs, emission.graph(list(step.outputs.values())), strict=True))
+        names = dict(zip(step.outputs, _written(emission, step.outputs), strict=True))
         types = {name: node.type for name, node in step.outputs.items()}
         if optimizer is not None:
             updated = write_update(emission, step, optimizer, request.dtype, names)
@@ -149,6 +150,13 @@ class _Model:
         return onnx.helper.make_model(
             graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
         )
+
+
+def _written(emission: Emission, graph: Mapping[str, Node]) -> list[str]:
+    """Return the names of the outputs after everything that they need has been written."""
+    outputs = list(graph.values())
+    users = users_of(topological(outputs), outputs)
+    return emission.graph(outputs, lambda node: match(node, users))
 
 
 def _value_info(name: str, dtype: DType | str, shape: Shape) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from graphc.graph.node import Node
 from graphc.onnx.emission import Emission, writes
 from graphc.onnx.writers import taps
@@ -28,10 +30,20 @@ def write_conv(e: Emission, node: Node) -> str:
     g = node.op.geometry
     if node.dtype == "float64":
         return taps.conv(e, node, g)
+    return conv_operator(e, e.inputs(node), g, node.inputs[1].shape)
+
+
+def conv_operator(e: Emission, operands: Sequence[str], g: ConvGeometry, weight: Shape) -> str:
+    """Write Conv of an image and weights, and perhaps a bias."""
     return e.op(
-        "Conv", *e.inputs(node), strides=list(g.stride), pads=_pads(g), dilations=list(g.dilation),
-        group=g.groups, kernel_shape=list(_image(node.inputs[1].shape)),
-    )  # fmt: skip
+        "Conv",
+        *operands,
+        strides=list(g.stride),
+        pads=_pads(g),
+        dilations=list(g.dilation),
+        group=g.groups,
+        kernel_shape=list(_image(weight)),
+    )
 
 
 @writes(Conv2dBackwardData)
