@@ -7,7 +7,8 @@ from graphc.onnx.emission import Emission, writes
 from graphc.ops.gather import ScatterAdd, Take
 from graphc.ops.matmul import MatMul
 from graphc.ops.reduce import ArgReduce, Reduce
-from graphc.types import Extent
+from graphc.ops.scatter import Scatter
+from graphc.types import Extent, product
 
 _REDUCED = ("float32", "float64", "int32", "int64")
 
@@ -70,8 +71,30 @@ def write_take(e: Emission, node: Node) -> str:
 
 @writes(ScatterAdd)
 def write_scatter_add(e: Emission, node: Node) -> str:
-    """Write ScatterND, which adds, on zeros."""
+    """Write ScatterElements, which adds, on zeros."""
     rows, index = node.inputs
-    places = e.op("Unsqueeze", _rows(e, index, node.shape[0]), e.integers([-1]))
-    zeros = e.full(node.shape, 0.0, node.dtype)
-    return e.op("ScatterND", zeros, places, e.names[rows], reduction="add")
+    width = product(node.shape[1:])
+    zeros = e.full((node.shape[0], width), 0.0, node.dtype)
+    return _scattered(e, node, zeros, index, rows, "add")
+
+
+@writes(Scatter)
+def write_scatter(e: Emission, node: Node) -> str:
+    """Write ScatterElements on the table."""
+    assert isinstance(node.op, Scatter)
+    table, index, rows = node.inputs
+    flat = e.reshape(e.names[table], (node.shape[0], product(node.shape[1:])))
+    return _scattered(e, node, flat, index, rows, "none" if node.op.kind == "set" else node.op.kind)
+
+
+def _scattered(e: Emission, node: Node, table: str, index: Node, rows: Node, reduction: str) -> str:
+    """Return a table of rows and columns with rows combined into it, in the shape of the node.
+
+    ScatterND would need no repeated indices, but leaves open in which order equal ones come.
+    """
+    width = product(node.shape[1:])
+    places = e.reshape(_rows(e, index, node.shape[0]), (index.type.size, 1))
+    if width != 1:
+        places = e.op("Expand", places, e.sizes((1, width)))
+    updates = e.reshape(e.names[rows], (index.type.size, width))
+    return e.reshape(e.op("ScatterElements", table, places, updates, axis=0, reduction=reduction), node.shape)
