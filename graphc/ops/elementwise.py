@@ -30,8 +30,8 @@ class Elementwise(Op):
     """``out[i] = expr(x0[i], x1[i], ...)`` with NumPy's broadcasting.
 
     ``result`` is the dtype of the result where it is not the promoted dtype of the inputs.
-    ``integers`` says whether integer inputs make sense; ``monotone`` whether the function of its first
-    argument never decreases, so that it may change places with a maximum.
+    ``integers`` says whether integer inputs make sense, ``floats`` whether others do; ``monotone`` whether the
+    function of its first argument never decreases, so that it may change places with a maximum.
     """
 
     label: ClassVar[str] = "elementwise"
@@ -41,6 +41,7 @@ class Elementwise(Op):
     result: DType | None = None
     integers: bool = False
     monotone: bool = False
+    floats: bool = True
 
     @property
     def title(self) -> str:
@@ -66,6 +67,8 @@ class Elementwise(Op):
             raise RangeError(f"takes {self.arity} tensors, got {len(types)}")
         if not self.integers and not all(t.is_float for t in types):
             raise DTypeError(f"needs floating-point tensors, got {', '.join(str(t) for t in types)}")
+        if not self.floats and any(t.is_float for t in types):
+            raise DTypeError(f"needs integer tensors, got {', '.join(str(t) for t in types)}")
         return TensorType(
             self.result or promote(t.dtype for t in types), broadcast_shapes(*(t.shape for t in types))
         )
@@ -157,7 +160,9 @@ def apply_elementwise(op: Elementwise, operands: Sequence[Any], name: str | None
     expr = _with_numbers(op.expr, tuple(pattern))
     if expr == scalar.argument(0) and len(tensors) == 1 and result is None:
         return tensors[0]
-    return apply(Elementwise(op.name, expr, len(tensors), result, op.integers, op.monotone), tensors, name)
+    return apply(
+        Elementwise(op.name, expr, len(tensors), result, op.integers, op.monotone, op.floats), tensors, name
+    )
 
 
 def elementwise(
@@ -167,15 +172,17 @@ def elementwise(
     result: DType | None = None,
     integers: bool = False,
     monotone: bool = False,
+    floats: bool = True,
     domain: tuple[float, float] = (-3.0, 3.0),
     smooth: bool = True,
 ) -> Callable[..., Node]:
     """Define and register an elementwise op; returns the function that applies it.
 
-    ``domain`` is where the contract tests draw inputs from.
+    One without ``floats`` takes integers only, and is tested on int32. ``domain`` is where the contract tests
+    draw inputs from.
     """
     arity = 1 + max(int(str(s)[1:]) for s in expr.free_symbols)
-    op = Elementwise(name, scalar.stabilise(expr), arity, result, integers, monotone)
+    op = Elementwise(name, scalar.stabilise(expr), arity, result, integers or not floats, monotone, floats)
 
     def draw(rng: np.random.Generator, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         return [rng.uniform(*domain, shape) for shape in shapes]
@@ -184,7 +191,7 @@ def elementwise(
         return apply_elementwise(op, operands, name)
 
     shapes = [(N, 3, 5), (3, 1), (1, 5)][:arity]
-    types = tuple(TensorType("float32", s) for s in shapes)
+    types = tuple(TensorType("float32" if floats else "int32", s) for s in shapes)
     smooth = smooth and result is None
     register(name, lambda: [Sample(function, types, values=draw, smooth=smooth)])
     function.__name__ = function.__qualname__ = name

@@ -100,7 +100,9 @@ def _fold_numbers(op: Elementwise, inputs: tuple[Node, ...], node: Node) -> Node
     expr = scalar.substitute(expr, {scalar.argument(k): scalar.argument(j) for j, k in enumerate(used)})
     # A number that is folded in no longer takes part in the promotion of dtypes.
     same = promote(kept[k].dtype for k in used) == node.dtype
-    new = Elementwise(op.name, expr, len(used), op.result if same else node.dtype, op.integers, op.monotone)
+    new = Elementwise(
+        op.name, expr, len(used), op.result if same else node.dtype, op.integers, op.monotone, op.floats
+    )
     return expand(apply(new, [kept[k] for k in used], node.name, node.source), node.shape)
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import sympy as sp
 
 from graphc.scalar import functions as fn
+from graphc.scalar import whole
 
 Array = npt.NDArray[Any]
 
@@ -84,6 +85,12 @@ CATALOGUE: Mapping[type[sp.Basic], Row] = MappingProxyType(
         fn.logaddexp: Row("gc_logaddexp", np.logaddexp),
         fn.maximum: Row("gc_maximum", np.maximum, integer=True),
         fn.minimum: Row("gc_minimum", np.minimum, integer=True),
+        whole.rint: Row("rint", whole.NUMPY[whole.rint]),
+        **{
+            f: Row(f"gc_{f.__name__}", meaning, integer=True)
+            for f, meaning in whole.NUMPY.items()
+            if f is not whole.rint
+        },
     }
 )
 """sympy function class -> its row. A function that is not here is refused with a FormulaError."""

@@ -15,9 +15,10 @@ from graphc.errors import FormulaError
 from graphc.scalar.describe import describe
 from graphc.scalar.stable import stabilise
 from graphc.scalar.symbols import is_condition, piecewise, symbols_of
+from graphc.scalar.whole import Flat
 
 # Flat almost everywhere: PyTorch gives them derivative 0 at the jumps too.
-_FLAT = (sp.sign, sp.floor, sp.ceiling, sp.Heaviside)
+_FLAT = (sp.sign, sp.floor, sp.ceiling, sp.Heaviside, Flat)
 _UNUSABLE = (sp.Derivative, sp.Subs, sp.Integral, sp.DiracDelta, sp.Heaviside)
 
 

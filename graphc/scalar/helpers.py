@@ -43,8 +43,9 @@ static inline {T} gc_fma_{S}({T} a, {T} b, {T} c) {{
 }}
 """
 
-# In the bodies, T is the type, F the suffix of helpers and libm calls, and a literal like 1.0# takes
-# the suffix of its type. Layout is one statement a line, as in the rest of the emitted code.
+# In the bodies, T is the type, U the unsigned one of an integer type, F the suffix of helpers and libm calls, and
+# a literal like 1.0# takes the suffix of its type. Layout is one statement a line, as in the rest of the emitted
+# code.
 _FLOATING = {
     "sigmoid": """\
 static GC_INLINE T gc_sigmoidF(T x) {
@@ -90,6 +91,30 @@ static inline T gc_signF(T x) {
 """,
 }
 
+_REAL |= {
+    "isnan": """\
+static inline T gc_isnanF(T x) {
+    return x != x ? 1.0# : 0.0#;
+}
+""",
+    "isinf": """\
+static inline T gc_isinfF(T x) {
+    return fabsF(x) == INFINITY ? 1.0# : 0.0#;
+}
+""",
+    "remainder": """\
+static inline T gc_remainderF(T a, T b) {
+    return fmodF(a, b);
+}
+""",
+    "modulo": """\
+static inline T gc_moduloF(T a, T b) {
+    const T r = fmodF(a, b);
+    return r != 0.0# && (r < 0.0#) != (b < 0.0#) ? r + b : copysignF(r, r != 0.0# ? r : b);
+}
+""",
+}
+
 _WHOLE = {
     "maximum": """\
 static inline T gc_maximumF(T a, T b) {
@@ -109,6 +134,79 @@ static inline T gc_signF(T x) {
     "abs": """\
 static inline T gc_absF(T x) {
     return x < 0 ? -x : x;
+}
+""",
+    "isnan": """\
+static inline T gc_isnanF(T x) {
+    (void)x;
+    return 0;
+}
+""",
+    "isinf": """\
+static inline T gc_isinfF(T x) {
+    (void)x;
+    return 0;
+}
+""",
+    "quotient": """\
+/* 0 where b is 0; the least integer divided by -1 wraps around. */
+static inline T gc_quotientF(T a, T b) {
+    return b == 0 ? 0 : (b == -1 ? (T)(0u - (U)a) : a / b);
+}
+""",
+    "remainder": """\
+static inline T gc_remainderF(T a, T b) {
+    return b == 0 || b == -1 ? 0 : a % b;
+}
+""",
+    "modulo": """\
+static inline T gc_moduloF(T a, T b) {
+    const T r = b == 0 || b == -1 ? 0 : a % b;
+    return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
+""",
+    "bit_and": """\
+static inline T gc_bit_andF(T a, T b) {
+    return a & b;
+}
+""",
+    "bit_or": """\
+static inline T gc_bit_orF(T a, T b) {
+    return a | b;
+}
+""",
+    "bit_xor": """\
+static inline T gc_bit_xorF(T a, T b) {
+    return a ^ b;
+}
+""",
+    "bit_not": """\
+static inline T gc_bit_notF(T a) {
+    return ~a;
+}
+""",
+    "shift_left": """\
+static inline T gc_shift_leftF(T a, T b) {
+    return b < 0 || b >= (T)(8 * sizeof(T)) ? 0 : (T)((U)a << b);
+}
+""",
+    "shift_right": """\
+static inline T gc_shift_rightF(T a, T b) {
+    return b < 0 || b >= (T)(8 * sizeof(T)) ? 0 : a >> b;
+}
+""",
+    "whole_power": """\
+/* base to the power n by squaring, wrapping around; what a negative n makes no whole number is 0. */
+static inline T gc_whole_powerF(T base, T n) {
+    U result = 1u, square = (U)base;
+    if (n < 0) {
+        return base == 1 ? 1 : (base == -1 ? (n % 2 == 0 ? 1 : -1) : 0);
+    }
+    for (; n > 0; n /= 2) {
+        result *= n % 2 == 1 ? square : 1u;
+        square *= square;
+    }
+    return (T)result;
 }
 """,
 }
@@ -140,6 +238,7 @@ def c_function(name: str, dtype: str) -> str:
 
 def _instantiate(body: str, dtype: str) -> str:
     text = re.sub(r"\bT\b", C_TYPE[dtype], body)
+    text = re.sub(r"\bU\b", "u" + C_TYPE[dtype], text)
     text = re.sub(r"\b([a-z0-9_]+)F\(", lambda call: c_function(call[1], dtype) + "(", text)
     text = text.replace("$LN2", "0.69314718055994531#")
     return text.replace("#", "f" if dtype == "float32" else "")

@@ -1,6 +1,7 @@
 """How each ONNX operator is written in graphc: a function an operator, by family."""
 
 from graphc.onnx.rules import (
+    activations,
     arithmetic,
     batch_norm,
     blocks,
@@ -26,6 +27,7 @@ from graphc.onnx.rules import (
 )
 
 __all__ = [
+    "activations",
     "arithmetic",
     "batch_norm",
     "blocks",

@@ -10,12 +10,20 @@ from graphc.onnx.package import onnx_package
 from graphc.onnx.site import RULES, Site, UnsupportedError, rule
 from graphc.onnx.values import Known
 from graphc.ops import elementwise as ew
+from graphc.ops import numeric
 from graphc.types import DTYPES
 
 _PLAIN: dict[str, Callable[..., Node]] = {
-    "Add": ew.add, "Sub": ew.sub, "Mul": ew.mul, "Div": ew.div, "Neg": ew.neg, "Abs": ew.abs, "Exp": ew.exp,
-    "Log": ew.log, "Sqrt": ew.sqrt, "Relu": ew.relu, "Sigmoid": ew.sigmoid, "Tanh": ew.tanh, "Erf": ew.erf,
-    "Reciprocal": ew.reciprocal, "Sin": ew.sin, "Cos": ew.cos, "Softplus": ew.softplus, "Sign": ew.sign,
+    "Add": ew.add, "Sub": ew.sub, "Mul": ew.mul, "Neg": ew.neg, "Abs": ew.abs, "Sign": ew.sign, "Exp": ew.exp,
+    "Log": ew.log, "Sqrt": ew.sqrt, "Sigmoid": ew.sigmoid, "Tanh": ew.tanh, "Erf": ew.erf,
+    "Reciprocal": ew.reciprocal, "Softplus": ew.softplus, "Sin": ew.sin, "Cos": ew.cos, "Tan": numeric.tan,
+    "Asin": numeric.asin, "Acos": numeric.acos, "Atan": numeric.atan, "Sinh": numeric.sinh, "Cosh": numeric.cosh,
+    "Asinh": numeric.asinh, "Acosh": numeric.acosh, "Atanh": numeric.atanh, "Floor": numeric.floor,
+    "Ceil": numeric.ceil, "Round": numeric.rint, "IsNaN": numeric.isnan, "Where": ew.where,
+    "Equal": ew.equal, "Less": ew.less, "LessOrEqual": ew.less_equal, "Greater": ew.greater,
+    "GreaterOrEqual": ew.greater_equal, "And": numeric.logical_and, "Or": numeric.logical_or,
+    "Xor": numeric.logical_xor, "Not": numeric.logical_not, "BitwiseAnd": numeric.bit_and,
+    "BitwiseOr": numeric.bit_or, "BitwiseXor": numeric.bit_xor, "BitwiseNot": numeric.bit_not,
 }  # fmt: skip
 """Operators that are one function of graphc, whose operands are the node's inputs."""
 
@@ -28,19 +36,72 @@ for _operator, _function in _PLAIN.items():
     RULES["", _operator] = _plain(_function)
 
 
-@rule("Max", "Min", "Sum")
-def extreme(site: Site) -> Node:
+def operand(site: Site, position: int) -> Node | float:
+    """Return an input, as a number where it is a known floating-point one without axes: C is better with it."""
+    value = site.value(position)
+    if isinstance(value, Known) and value.array.dtype.kind == "f" and not value.array.ndim:
+        return float(str(value.array[()]))  # the shortest decimal number that the element is nearest to
+    return site.tensor(position)
+
+
+@rule("Max", "Min", "Sum", "Mean")
+def variadic(site: Site) -> Node:
     """Combine any number of tensors, two at a time."""
-    function = {"Max": ew.maximum, "Min": ew.minimum, "Sum": ew.add}[site.op]
-    return reduce(function, site.tensors())
+    tensors = site.tensors()
+    if site.op == "Mean":
+        return ew.div(reduce(ew.add, tensors), len(tensors))
+    return reduce({"Max": ew.maximum, "Min": ew.minimum, "Sum": ew.add}[site.op], tensors)
 
 
-@rule("Clip")
-def clip(site: Site) -> Node:
-    """Bounds are attributes up to version 6 and inputs later; each may be left out."""
-    low = site.tensor(1) if site.has(1) else site.get("min")
-    high = site.tensor(2) if site.has(2) else site.get("max")
-    return ew.clip(site.tensor(0), low, high)
+@rule("Div")
+def div(site: Site) -> Node:
+    """Integers are divided as in C: the quotient is cut off towards zero."""
+    a, b = site.tensors()
+    return ew.div(a, b) if a.type.is_float else numeric.quotient(a, b)
+
+
+@rule("Mod")
+def mod(site: Site) -> Node:
+    """The result has the sign of the dividend with fmod, else that of the divisor."""
+    return (numeric.remainder if site.get("fmod", 0) else numeric.modulo)(*site.tensors())
+
+
+@rule("Pow")
+def power(site: Site) -> Node:
+    """The two types may differ; the result has that of the base."""
+    base, exponent = site.tensor(0), operand(site, 1)
+    if base.type.is_float:
+        if isinstance(exponent, Node) and exponent.dtype != base.dtype:
+            exponent = ew.cast(exponent, base.dtype)
+        return ew.pow(base, exponent)
+    exponent = site.tensor(1)
+    if not exponent.type.is_float:
+        return ew.cast(numeric.whole_power(base, exponent), base.dtype)
+    exact = ew.cast(numeric.whole_power(base, ew.cast(exponent, "int32")), base.dtype)
+    rounded = ew.cast(ew.pow(ew.cast(base, exponent.dtype), exponent), base.dtype)
+    return ew.where(ew.equal(numeric.rint(exponent), exponent), exact, rounded)
+
+
+@rule("IsInf")
+def is_inf(site: Site) -> Node:
+    """Either infinity may be left out."""
+    x = site.tensor(0)
+    positive, negative = site.get("detect_positive", 1), site.get("detect_negative", 1)
+    found = numeric.isinf(x)
+    if positive and negative:
+        return found
+    if not (positive or negative):
+        return numeric.logical_and(found, ew.not_equal(x, x))  # no infinity is unlike itself
+    return numeric.logical_and(found, ew.greater(x, 0) if positive else ew.less(x, 0))
+
+
+@rule("BitShift")
+def bit_shift(site: Site) -> Node:
+    """All operands are unsigned; what is shifted out is lost."""
+    direction = site.get("direction")
+    if direction not in ("LEFT", "RIGHT"):
+        raise UnsupportedError(f"direction={direction!r} is neither 'LEFT' nor 'RIGHT'")
+    return (numeric.shift_left if direction == "LEFT" else numeric.shift_right)(*site.tensors())
 
 
 @rule("Cast")
