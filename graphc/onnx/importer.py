@@ -25,6 +25,7 @@ from graphc.ops.leaves import Parameter, Scope, State, constant
 from graphc.types import DTYPES
 
 Environment = MutableMapping[str, Value]
+_UNUSED = Known(np.empty(0))  # a result without a name, which the body of a function need not compute
 _DEEPEST = 20  # functions within functions; a model whose functions call each other has no end
 
 
@@ -259,7 +260,9 @@ class Importer:
         given = {**defaults, **schema_defaults(node, _domain(node), site.version), **site.attributes}
         within = "/".join(filter(None, (self.within, node.name or node.op_type)))
         inner = Importer(self.progress, {**self.opsets, **opsets}, values, given, within)
-        return inner.body(function.node, list(function.output)[: site.outputs])
+        wanted = [o for o, name in zip(function.output, node.output, strict=False) if name]
+        found = dict(zip(wanted, inner.body(function.node, wanted), strict=True))
+        return [found.get(o, _UNUSED) for o in function.output]
 
     def _attribute(self, attribute: Any) -> Any:
         if attribute.ref_attr_name:
