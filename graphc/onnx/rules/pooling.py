@@ -9,15 +9,16 @@ from math import prod
 import numpy as np
 
 from graphc.graph.node import Node
-from graphc.onnx.rules.windows import Axis, axes, spatial, tap
+from graphc.onnx.rules.windows import Axis, axes, fitted, numbers, spatial, tap
 from graphc.onnx.site import Result, Site, UnsupportedError, rule
 from graphc.ops import elementwise as ew
-from graphc.ops.leaves import constant
+from graphc.ops.leaves import constant, full
 from graphc.ops.movement import pad, reshape
 from graphc.ops.pool2d import AvgPool2d, MaxPool2d, MaxPool2dIndex, PoolGeometry
 from graphc.ops.reduce import iota, mean
 from graphc.ops.reduce import max as max_
 from graphc.ops.reduce import sum as sum_
+from graphc.ops.scatter import scatter
 from graphc.types import Shape, product
 
 _POINT = Axis(1, 1, 1, 1, (0, 0), 1)
@@ -235,3 +236,27 @@ def global_pool(site: Site) -> Node:
         return max_(x, over, keepdims=True)
     order = float(site.get("p", 2))
     return _root(sum_(_power(x, order), over, keepdims=True), order)
+
+
+@rule("MaxUnpool")
+def max_unpool(site: Site) -> Node:
+    """Put values where the maxima of a pool lay among zeros; a larger ``output_shape`` has more zeros at the ends."""
+    x, index = site.tensor(0), site.tensor(1)
+    sizes, kernel = spatial(x.shape), [int(k) for k in site.get("kernel_shape", ())]
+    rank = len(sizes)
+    strides, pads = numbers(site, "strides", rank, 1), numbers(site, "pads", 2 * rank, 0)
+    if len(kernel) != rank or index.shape != x.shape:
+        raise UnsupportedError(f"kernel {kernel} and indices {index.type} for {x.type}")
+    found = [(size - 1) * strides[a] - pads[a] - pads[rank + a] + kernel[a] for a, size in enumerate(sizes)]
+    if min(found) < 1:
+        raise UnsupportedError(f"a result of extents {found}")
+    shape = (*x.shape[:2], *found)
+    zeros = full((product(shape),), 0.0, x.dtype)
+    count = (product(x.shape),)
+    out = reshape(scatter(zeros, reshape(index, count), reshape(x, count)), shape)
+    wanted = site.sizes(2, "output_shape")[2:] if site.has(2) else list(found)
+    for axis, (size, old) in enumerate(zip(wanted, found, strict=True), 2):
+        if not isinstance(size, int) or size < old:
+            raise UnsupportedError(f"output_shape gives an axis {size} elements, of which {old} are unpooled")
+        out = fitted(out, axis, 0, size)
+    return out
