@@ -189,3 +189,55 @@ def test_dropout_drops_in_training_alone_and_its_mask_says_what() -> None:
     dropped = moved == 0
     np.testing.assert_allclose(moved[~dropped], 1000 + 1 / 0.75, rtol=1e-6)
     assert 0.1 < dropped.mean() < 0.4
+
+
+def test_a_loss_of_the_file_trains_and_refuses_labels_that_are_none() -> None:
+    known = {"w": random(4, 6, seed=1), "share": np.float32([1, 2, 0.5, 1, 3, 1])}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["scores"]),
+        helper.make_node(
+            "SoftmaxCrossEntropyLoss", ["scores", "y", "share"], ["loss", "log"], ignore_index=-1
+        ),
+    ]
+    inputs: dict[str, tuple[str, Sequence[int | str]]] = {"x": ("float32", ["N", 4]), "y": ("int32", ["N"])}
+    proto = model(nodes, inputs, ["loss", "log"], known)
+    feeds = {"x": random(5, 4), "y": np.int32([0, 5, -1, 2, 2])}
+    found = gc.onnx.load(proto, freeze="share")
+    module = gc.compile({"log": found.outputs["log"]}, found.outputs["loss"], gc.SGD(0.5), batch=5)
+    reference = expected(proto, feeds)
+    # float32: exp, log and sums of 6 terms
+    np.testing.assert_allclose(module.predict(x=feeds["x"])["log"], reference[1], rtol=1e-5, atol=1e-5)
+    losses = [float(module.train_step(**feeds)) for _ in range(5)]
+    np.testing.assert_allclose(losses[0], reference[0], rtol=1e-5)
+    assert losses == sorted(losses, reverse=True)
+    with pytest.raises(RangeError, match="6"):
+        module.train_step(x=feeds["x"], y=np.int32([0, 6, -1, 2, 2]))
+
+
+def test_training_forms_of_batch_norm() -> None:
+    """Before version 14 the number of outputs says so; statistics that leave the node are the file's formula."""
+    proto = batch_norm_proto()
+    del proto.opset_import[:]
+    proto.opset_import.append(helper.make_opsetid("", 9))
+    names = ["y", "mean", "var", "saved_mean", "saved_var"]
+    proto.graph.node[0].output[:] = names
+    proto.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names[1:])
+    x = 2 * random(5, 3, 2, 2) + 1
+    w = {t.name: numpy_helper.to_array(t)[:, None, None] for t in proto.graph.initializer}
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+    y = (x - mean[:, None, None]) / np.sqrt(var + 1e-5)[:, None, None] * w["bn.weight"] + w["bn.bias"]
+    moved = [0.8 * w[f"bn.running_{n}"].ravel() + 0.2 * b for n, b in (("mean", mean), ("var", var))]
+    check(proto, {"x": x}, [y, *moved, mean, var])
+
+
+def test_quantisation_rounds_ties_to_even_and_saturates() -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], axis=1),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"], axis=1),
+    ]
+    known = {"scale": np.float32([0.5, 2]), "zero": np.uint8([3, 128])}
+    proto = model(nodes, {"x": ("float32", ["N", 2, 7])}, ["q", "y"], known)
+    x = np.float32([0.25, 0.75, -0.25, -0.75, 1.2, 1e9, -1e9]) * np.float32([[[1], [4]]])
+    check(proto, {"x": np.repeat(x, 2, 0)})
+    q = expected(proto, {"x": x})[0]
+    assert q[0].tolist() == [[3, 5, 3, 1, 5, 255, 0], [128, 130, 128, 126, 130, 255, 0]]
