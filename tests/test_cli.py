@@ -351,6 +351,7 @@ EXAMPLES: dict[str, dict[str, tuple[int, str]]] = {
             0,
             "next: make -C m4 check",
         ),
+        "graphc build model:lenet -o lenet.onnx": (0, "lenet.onnx: "),
     },
 }
 SLOW = ("graphc build model:resnet_cifar -o resnet/ --train --name resnet",)
@@ -376,6 +377,7 @@ def test_each_example_works(
 ) -> None:  # fmt: skip
     """As it stands in the help, but for the pager and what measures the machine."""
     pytest.importorskip("rich", reason="rich is not installed")
+    pytest.importorskip("onnx", reason="the onnx package is not installed")
     measured = {"fma_gflops": 100.0, "bandwidth_gb_s": 10.0}
     monkeypatch.setattr("graphc.cli.inspect.measure_machine", lambda threads: measured)
     monkeypatch.chdir(tmp_path)

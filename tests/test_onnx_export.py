@@ -11,6 +11,7 @@ import pytest
 from helpers import draw, make_inputs, uses_batch, weighted_sum
 
 import graphc as gc
+from graphc.cli import main
 from graphc.errors import GraphError
 from graphc.graph.interpret import interpret
 from graphc.graph.node import Node, topological
@@ -269,3 +270,14 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(lenet: gc.Module, 
     with pytest.raises(GraphError, match=r"'x'.*names of their own"):
         clash.to_onnx(tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_refuses_what_says_nothing_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"mine")
+    for options, message in (([], "is there already"), (["--wheel"], "--wheel says nothing")):
+        assert main(["build", "model:lenet", "-o", str(path), *options]) == 2
+        assert message in capsys.readouterr().err
+    assert path.read_bytes() == b"mine"

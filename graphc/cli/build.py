@@ -7,14 +7,17 @@ from pathlib import Path
 
 from graphc.cli import places
 from graphc.cli.nets import module_of
+from graphc.errors import GraphError, RangeError
 from graphc.export import TARGETS
 
 NAME = "build"
-SUMMARY = "export a net as C source, weights, build files and a self-check"
+SUMMARY = "export a net as C source, weights, build files and a self-check, or as an ONNX file"
 DESCRIPTION = f"""\
 Writes a folder that needs neither Python nor graphc: C source and header, a C++ wrapper, the weights, an
 example, a Makefile (make check compares with what was recorded here), a CMake package and a README.
 Inference alone by default, its weights folded; --train adds the training step.
+An output that ends in .onnx is a file of the ONNX format instead: what the net predicts, or with --train a step
+of training. Of the other options it takes --weights-from and --overwrite alone.
 
 {places.SYNTAX}
 
@@ -27,14 +30,16 @@ examples:
   graphc build model:lenet -o dist/ --wheel
   graphc build model:lenet -o arm/ --target aarch64 --weights c --single-file
   graphc build model:lenet -o x86/ --target x86-64,x86-64-v3,x86-64-v4
-  graphc build model:lenet -o m4/ --target cortex-m4 && make -C m4 check"""
+  graphc build model:lenet -o m4/ --target cortex-m4 && make -C m4 check
+  graphc build model:lenet -o lenet.onnx"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
     add("net", metavar=places.METAVAR)
-    add("-o", "--out", type=Path, required=True, metavar="FOLDER", help="must be empty or not there")
+    add("-o", "--out", type=Path, required=True, metavar="FOLDER",
+        help="must be empty or not there; or a file that ends in .onnx")  # fmt: skip
     add("--train", action="store_true", help="with the training step and the optimizer's state")
     add(
         "--weights-from",
@@ -61,11 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="call nothing of the C library's mathematics, or refuse the net",
     )
-    add("--overwrite", action="store_true", help="replace a bundle that is there")
+    add("--overwrite", action="store_true", help="replace a bundle or file that is there")
 
 
 def run(options: argparse.Namespace) -> None:
     """Write the folder and say what to do with it."""
+    if options.out.suffix == ".onnx":
+        _write_onnx(options)
+        return
     module = module_of(
         options.net
     )  # a module that is compiled already keeps its own batch until it is exported
@@ -82,3 +90,21 @@ def run(options: argparse.Namespace) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     print(f"{folder}: {len(files)} files, {size:,} bytes; next: make -C {folder} check")
+
+
+def _write_onnx(options: argparse.Namespace) -> None:
+    """Write an ONNX file and say how large it is."""
+    defaults = {
+        "batch": None, "name": None, "target": "native", "weights": None, "single_file": False, "wheel": False,
+        "dtype": None, "threads": 1, "no_libm": False,
+    }  # fmt: skip
+    for name, default in defaults.items():
+        if getattr(options, name) != default:
+            raise RangeError(f"build: --{name.replace('_', '-')} says nothing of an ONNX file")
+    if options.out.exists() and not options.overwrite:
+        raise GraphError(f"build: {options.out} is there already; --overwrite replaces it")
+    module = module_of(options.net)
+    if options.weights_from is not None:
+        module.load(options.weights_from)
+    path = module.to_onnx(options.out, train=options.train)
+    print(f"{path}: {path.stat().st_size:,} bytes; any batch, opset 21")

@@ -13,8 +13,8 @@ from graphc.onnx.formulas import Formulas
 from graphc.ops import elementwise as ew
 from graphc.ops.elementwise import Elementwise
 from graphc.ops.leaves import Full, constant
-from graphc.scalar.symbols import is_condition
-from graphc.types import broadcast_shapes, promote
+from graphc.scalar.symbols import is_condition, symbols_of
+from graphc.types import Shape, broadcast_shapes, promote
 
 _x = scalar.argument(0)
 _COMPUTED = ("float32", "float64", "int32", "int64")  # what runtimes have arithmetic for
@@ -48,26 +48,30 @@ def write_elementwise(e: Emission, node: Node) -> str:
         kind, attributes = _WHOLE[op.expr]
         return e.op(kind, e.names[node.inputs[0]], **attributes)
     dtype = promoted if promoted in _COMPUTED else "int32" if promoted in ("bool", "uint8") else "int64"
-    formulas = Formulas(e, dict(_operands(e, node, dtype)), dtype)
-    truth = _truth_of(op.expr)
-    if node.dtype == "bool" and truth is not None:
-        return formulas.write(truth)
-    result = formulas.write(op.expr)
-    return e.cast(result, node.dtype) if dtype != node.dtype else _its_own(e, node, result)
+    values, shapes = _operands(e, node, dtype)
+    formulas = Formulas(e, values, dtype)
+    truth = _truth_of(op.expr) if node.dtype == "bool" else None
+    result = formulas.write(op.expr if truth is None else truth)
+    if truth is None and dtype != node.dtype:
+        result = e.cast(result, node.dtype)
+    read = symbols_of(op.expr)  # which may be fewer than there are operands
+    shape = broadcast_shapes(*(s for symbol, s in shapes.items() if symbol in read)) if read else ()
+    return result if shape == node.shape else e.op("Expand", result, e.sizes(node.shape))
 
 
-def _operands(e: Emission, node: Node, dtype: str) -> list[tuple[sp.Symbol, str]]:
-    """Return the operands by their symbols; a number is no array where the others give the shape."""
+def _operands(e: Emission, node: Node, dtype: str) -> tuple[dict[sp.Symbol, str], dict[sp.Symbol, Shape]]:
+    """Return the operands and their shapes; a number is no array where the others give the shape."""
     shaped = [i.shape for i in node.inputs if not isinstance(i.op, Full)]
     enough = bool(shaped) and broadcast_shapes(*shaped) == node.shape
-    found = []
+    values, shapes = {}, {}
     for position, operand in enumerate(node.inputs):
+        symbol = scalar.argument(position)
+        shapes[symbol] = operand.shape
         if enough and isinstance(operand.op, Full):
-            name = e.constant(operand.op.value, dtype)
+            values[symbol], shapes[symbol] = e.constant(operand.op.value, dtype), ()
         else:
-            name = e.names[operand] if operand.dtype == dtype else e.cast(e.names[operand], dtype)
-        found.append((scalar.argument(position), name))
-    return found
+            values[symbol] = e.names[operand] if operand.dtype == dtype else e.cast(e.names[operand], dtype)
+    return values, shapes
 
 
 def _truth_of(expr: sp.Expr) -> sp.Basic | None:
@@ -78,10 +82,3 @@ def _truth_of(expr: sp.Expr) -> sp.Basic | None:
         if values == [1, 0] and is_condition(condition):
             return condition
     return None
-
-
-def _its_own(e: Emission, node: Node, result: str) -> str:
-    """Return a value of the node's shape: an expression may not read all of its operands."""
-    read = [i for k, i in enumerate(node.inputs) if scalar.argument(k) in node.op.expr.free_symbols]  # type: ignore[attr-defined]  # an Elementwise
-    shape = broadcast_shapes(*(i.shape for i in read)) if read else ()
-    return result if shape == node.shape else e.op("Expand", result, e.sizes(node.shape))
