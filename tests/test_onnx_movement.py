@@ -122,3 +122,35 @@ def test_comparison_that_differs_between_batches_is_refused():
     ]
     with pytest.raises(gc.GraphcError, match="comparison of N and 3, which depends on the run-time batch"):
         gc.onnx.load(_model(nodes, 13, {"three": np.array([3, 5])}))
+
+
+def test_reversed_sequences_of_different_lengths():
+    """Each sample is as if it were alone, cut to its length; 1e-5 is some rounding steps of numbers below 1."""
+    rng = np.random.default_rng(0)
+    w, r, b = (rng.standard_normal(s).astype(np.float32) for s in ((1, 6, 3), (1, 6, 2), (1, 12)))
+    node = onnx.helper.make_node(
+        "GRU", ["t", "w", "r", "b", "lengths"], ["a", "h"], hidden_size=2, direction="reverse"
+    )
+    arrays = {"w": w, "r": r, "b": b, "lengths": np.array([2, 4], np.int32)}
+    nodes = [onnx.helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]), node]
+    net = gc.onnx.load(_model(nodes, 14, arrays, shape=(2, 4, 3), results=("a", "h")))
+    x = rng.standard_normal((2, 4, 3)).astype(np.float32)
+    found = gc.compile(dict(net.outputs)).predict(x=x)
+    alone = onnx.helper.make_node("GRU", ["x", "w", "r", "b"], ["a", "h"], hidden_size=2)
+    for k, length in enumerate((2, 4)):
+        turned = {"x": x[k, :length][::-1][:, None], "w": w, "r": r, "b": b}
+        steps, last = ReferenceEvaluator(alone).run(None, turned)
+        np.testing.assert_allclose(found["a"][:length, :, k], steps[::-1, :, 0], atol=1e-5)
+        np.testing.assert_allclose(found["h"][:, k], last[:, 0], atol=1e-5)
+        assert not found["a"][length:, :, k].any()
+
+
+def test_scatter_trains_rows_and_table():
+    """Where a row is replaced, its gradient goes to what replaces it, of equal indices the last."""
+    table, index, rows = gc.input("t", (4,)), gc.input("i", (3,), "int64"), gc.input("r", (3,))
+    weights = np.array([1, 2, 3, 4], np.float32)
+    loss = gc.sum(gc.scatter(table, index, rows) * weights)
+    grads = dict(zip("ab", gc.grad(loss, [table, rows]), strict=True))
+    found = gc.compile(grads).predict(i=np.array([2, 0, 2]))
+    np.testing.assert_array_equal(found["a"], [0, 2, 0, 4])
+    np.testing.assert_array_equal(found["b"], [0, 1, 3])

@@ -42,16 +42,23 @@ def gather(site: Site) -> Node:
             raise UnsupportedError("no indices")
         if min(numbers) < -extent or max(numbers) >= extent:
             raise UnsupportedError(f"indices {min(numbers)} to {max(numbers)} into an axis of {extent}")
-        positive = np.array(numbers) % extent
-        if runs(positive) <= _FEW:
-            return reshape(taken(x, positive, axis), shape)
-        chosen = constant(positive.astype(np.int64))
-    else:
-        chosen = at_least_zero(reshape(index, (index.type.size,)), extent)
+        return reshape(looked_up(x, np.array(numbers) % extent, axis), shape)
+    chosen = at_least_zero(reshape(index, (index.type.size,)), extent)
+    return reshape(_rows(x, chosen, axis), shape)
+
+
+def looked_up(x: Node, index: np.ndarray, axis: int) -> Node:
+    """Return the elements at known indices along an axis: as a few slices, or row by row."""
+    if runs(index) <= _FEW:
+        return taken(x, index, axis)
+    return _rows(x, constant(index.astype(np.int64)), axis)
+
+
+def _rows(x: Node, index: Node, axis: int) -> Node:
     order = (axis, *[a for a in range(x.rank) if a != axis])
-    rows = take(transpose(x, order), chosen)
+    rows = take(transpose(x, order), index)
     back = (*range(1, axis + 1), 0, *range(axis + 1, x.rank))
-    return reshape(transpose(rows, back), shape)
+    return transpose(rows, back)
 
 
 @rule("GatherElements")
@@ -162,7 +169,7 @@ def array_feature_extractor(site: Site) -> Node:
     """Elements of the last axis."""
     x = site.tensor(0)
     numbers = np.array(site.ints(1, "indices"))
-    found = taken(x, numbers, x.rank - 1)
+    found = looked_up(x, numbers, x.rank - 1)
     return reshape(found, (1, *found.shape)) if x.rank == 1 else found
 
 
@@ -176,4 +183,4 @@ def compress(site: Site) -> Node:
     extent = x.shape[axis % x.rank]
     if not len(chosen) or not isinstance(extent, int) or chosen[-1] >= extent:
         raise UnsupportedError(f"a condition of which {len(chosen)} hold, of an axis of {extent}")
-    return taken(x, chosen, axis % x.rank)
+    return looked_up(x, chosen, axis % x.rank)
