@@ -92,7 +92,7 @@ class Rep(BackendRep):
         self._constants = {n: a for n, a in arrays.items() if a.size == 0 and n not in overridden}
         shapes = {n: a.shape for n, a in arrays.items() if n not in overridden}
         while True:
-            progress = Progress("", (), ())
+            progress = Progress("", (), (), strict=True)
             try:
                 return import_model(
                     self._model, dims={}, constants=self._constants, progress=progress,

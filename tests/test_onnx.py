@@ -92,6 +92,7 @@ def test_what_cannot_be_imported_is_one_error() -> None:
     proto.graph.node.insert(1, helper.make_node("Nonsense", ["c"], ["d"], "first"))
     proto.graph.node[2].input[0] = "d"
     proto.graph.node.append(helper.make_node("StringConcat", ["x", "x"], ["e"], "second"))
+    proto.graph.output.append(helper.make_tensor_value_info("e", TensorProto.FLOAT, None))
     with pytest.raises(GraphError) as caught:
         gc.onnx.load(proto)
     lines = str(caught.value).splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy as np
 from graphc.onnx.package import onnx_package
 from graphc.onnx.site import UnsupportedError
 from graphc.onnx.values import Known
+
+LARGEST = 2**28
+"""Bytes that a result may have which is computed while importing."""
 
 UNFOLDED = frozenset(
     ("", name)
@@ -74,12 +78,13 @@ def fold(node: Any, arrays: Sequence[np.ndarray | None], opsets: Mapping[str, in
     """Return the results of a node.
 
     Raises:
-        UnsupportedError: the reference implementation does not take it.
+        UnsupportedError: the reference implementation does not take it, or a result would be very large.
     """
     onnx = onnx_package()
     from onnx.reference import ReferenceEvaluator
 
     feeds = {name: array for name, array in zip(node.input, arrays, strict=True) if array is not None}
+    _check_sizes(onnx, node, feeds, opsets)
     names = [name for name in node.output if name]
     versions = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     body = onnx.helper.make_function("graphc", "folded", list(feeds), names, [node], versions)
@@ -90,3 +95,46 @@ def fold(node: Any, arrays: Sequence[np.ndarray | None], opsets: Mapping[str, in
     if not all(isinstance(r, (np.ndarray, np.generic)) for r in results.values()):
         raise UnsupportedError("its result is no tensor")
     return [Known(np.asarray(results.get(name, 0))) for name in node.output]
+
+
+def _check_sizes(onnx: Any, node: Any, feeds: Mapping[str, np.ndarray], opsets: Mapping[str, int]) -> None:
+    """Refuse a node whose results would be very large, such as the ConstantOfShape of a damaged file."""
+    for name, shape, itemsize in _results(onnx, node, feeds, opsets):
+        size = math.prod(shape) * itemsize
+        if size > LARGEST:
+            raise UnsupportedError(
+                f"its result {name!r} of shape {shape} would be {size:,} bytes; at most {LARGEST:,} are computed "
+                "while importing"
+            )
+
+
+def _results(
+    onnx: Any, node: Any, feeds: Mapping[str, np.ndarray], opsets: Mapping[str, int]
+) -> list[tuple[str, tuple[int, ...], int]]:
+    """Return name, shape and bytes an element of those results whose shape ONNX's inference knows."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    try:
+        if node.op_type == "Range" and not domain:  # inference tells no size of its floats
+            start, limit, delta = (float(feeds[name].ravel()[0]) for name in node.input)
+            return [(node.output[0], (max(0, math.ceil((limit - start) / delta)),), 8)]
+        tensors = {
+            # only small arrays are shapes, counts and limits
+            n: onnx.numpy_helper.from_array(np.ascontiguousarray(a)) for n, a in feeds.items() if a.size <= 64
+        }  # fmt: skip
+        types = {
+            n: onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+            for n, a in feeds.items()
+        }
+        found = onnx.shape_inference.infer_node_outputs(
+            onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), domain), node, types, tensors,
+            opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in opsets.items()],
+        )  # fmt: skip
+    except Exception:  # the implementation will say what is wrong, or take what inference does not
+        return []
+    shapes = []
+    for name, kind in found.items():
+        dims = kind.tensor_type.shape.dim
+        if kind.HasField("tensor_type") and all(d.HasField("dim_value") for d in dims):
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type)
+            shapes.append((name, tuple(d.dim_value for d in dims), np.dtype(dtype).itemsize))
+    return shapes

@@ -15,7 +15,8 @@ from graphc.graph.node import Node
 from graphc.graph.source import Source, attribute_to
 from graphc.initialisers import Array
 from graphc.onnx import rules as _  # noqa: F401  # enters the rules
-from graphc.onnx.bodies import attribute_value, decomposition, schema_defaults, type_proto
+from graphc.onnx.bodies import attribute_value, check_attributes, decomposition, schema_defaults, type_proto
+from graphc.onnx.files import array_of
 from graphc.onnx.fold import UNFOLDED, fold, fold_moved
 from graphc.onnx.names import identifier, numbered
 from graphc.onnx.package import onnx_package
@@ -62,6 +63,7 @@ class Progress:
     freeze: Sequence[str]
     functions: Mapping[tuple[str, str], Any] = field(default_factory=dict)
     restore_batch_norm: bool = False
+    strict: bool = False  # whether a rule's own exceptions are passed on, as tests want them
     parameters: dict[str, Node] = field(default_factory=dict)
     states: dict[str, Node] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
@@ -96,11 +98,14 @@ class Importer:
     )  # attributes of the function that this is the body of
     within: str = ""
 
-    def nodes(self, nodes: Iterable[Any]) -> None:
-        """Import nodes in their order, each of which enters its results into the values."""
-        for node in nodes:
-            if not self.within:
-                self.progress.line += 1
+    def nodes(self, nodes: Iterable[Any], positions: Sequence[int] = ()) -> None:
+        """Import nodes in their order, each of which enters its results into the values.
+
+        ``positions`` are those of the model's own nodes in the file, of which some may not be needed.
+        """
+        for k, node in enumerate(nodes):
+            if positions:
+                self.progress.line = positions[k] + 1
             try:
                 with attribute_to(Source(self.progress.file, self.progress.line)):
                     self._node(node)
@@ -111,6 +116,10 @@ class Importer:
                 self.progress.needed |= dict.fromkeys(error.inputs)
             except GraphcError as error:
                 self._refuse(node, str(error))
+            except Exception as error:  # what a rule meets in a node that no checker has seen
+                if self.progress.strict:
+                    raise
+                self._refuse(node, f"it is malformed: {type(error).__name__}: {error}")
 
     def materialise(self, known: Known, learned: bool = True) -> Node:
         """Return the tensor of a known array: the parameter of a weight, a constant of any other."""
@@ -154,7 +163,7 @@ class Importer:
     def inline(self, graph: Any, given: Sequence[Value]) -> list[Value]:
         """Import the nodes of a graph that is an attribute; it sees the names around it."""
         onnx = onnx_package()
-        own: dict[str, Value] = {t.name: Known(onnx.numpy_helper.to_array(t)) for t in graph.initializer}
+        own: dict[str, Value] = {t.name: Known(array_of(onnx, t, graph.name)) for t in graph.initializer}
         own.update(zip((i.name for i in graph.input), given, strict=True))
         inner = replace(
             self, values=ChainMap(own, self.values), within=self.within or graph.name or "subgraph"
@@ -199,6 +208,7 @@ class Importer:
         version = self.opsets.get(key[0], 1)
         if missing:
             return  # results of a node that was refused: that one is reported
+        check_attributes(node, key[0], version)
         site = Site(
             key[1], node.name, version, tuple(values[n] if n else None for n in node.input),
             {a.name: value for a in node.attribute if (value := self._attribute(a)) is not None},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from graphc.graph.node import Node, names_the_line
 from graphc.onnx.files import array_of, check_names, read
 from graphc.onnx.importer import Importer, Progress
 from graphc.onnx.names import unique_names
+from graphc.onnx.order import needed_nodes
 from graphc.onnx.package import onnx_package
 from graphc.onnx.values import Known, Value
 from graphc.ops.leaves import input_
@@ -21,14 +23,16 @@ from graphc.ops.leaves import input_
 if TYPE_CHECKING:
     import onnx
 
+_MOST_ELEMENTS = 2**40  # of an input; more is damage
+
 
 @dataclass(frozen=True)
 class Imported:
     """A model as tensors of a graph.
 
     ``inputs`` and ``outputs`` are named as in the file, with ``_`` for characters that no identifier may have;
-    ``parameters`` are the weights and ``tensors`` all results of nodes, under the file's names: cut the net at one of
-    them to put another head on it.
+    ``parameters`` are the weights and ``tensors`` all results of nodes that the outputs need, under the file's names:
+    cut the net at one of them to put another head on it.
     """
 
     name: str
@@ -63,6 +67,10 @@ def load(
     training uses the batch's statistics and moves the running ones, which start at the file's values and keep their
     names.
     Normalisations and dropouts that the file has in training form become gc's then, too.
+
+    Weights may lie in other files of the model's folder, if the model is loaded by its path. Operator sets of ONNX 6
+    and newer are read; of 6, what has the meaning that it has in 7, as PyTorch's early exports have. Nodes that no
+    output needs are left out.
 
     Raises:
         GraphcError: the model is damaged, a symbolic dimension has no value, or nodes cannot be imported: the error
@@ -110,9 +118,10 @@ def import_model(
     check_names(onnx, proto, file)
     progress.functions = {(f.domain, f.name): f for f in proto.functions}
     opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in proto.opset_import}
+    folder = os.path.dirname(os.path.abspath(os.fspath(model))) if named else None
     values: dict[str, Value] = {}
     for tensor in graph.initializer:
-        array = array_of(onnx, tensor, file)
+        array = array_of(onnx, tensor, file, folder)
         is_weight = array.dtype.kind == "f" and array.ndim > 0
         values[tensor.name] = Known(array, tensor.name if is_weight else "")
     unknown = [name for name in (*constants, *shapes) if name not in {i.name for i in graph.input}]
@@ -131,7 +140,8 @@ def import_model(
                 shapes.get(declared.name) or _shape(declared, dims, batch),
             )
     importer = Importer(progress, opsets, values)
-    importer.nodes(graph.node)
+    needed = needed_nodes(graph, file)
+    importer.nodes((node for _, node in needed), [position for position, _ in needed])
     progress.raise_refusals()
     absent = [o.name for o in graph.output if o.name not in values]
     if absent:
@@ -143,7 +153,12 @@ def import_model(
 def _input(onnx: Any, declared: Any, name: str, shape: Sequence[int | str]) -> Node:
     if not declared.type.HasField("tensor_type"):
         raise GraphError(f"onnx: input {declared.name!r} is no tensor")
-    dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(declared.type.tensor_type.elem_type)))
+    element = declared.type.tensor_type.elem_type
+    if element not in onnx.TensorProto.DataType.values() or element == onnx.TensorProto.UNDEFINED:
+        raise GraphError(f"onnx: input {declared.name!r}: {element} is no type of elements")
+    if math.prod(d for d in shape if isinstance(d, int)) > _MOST_ELEMENTS:
+        raise RangeError(f"onnx: input {declared.name!r}: shape {tuple(shape)} is too large")
+    dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element)))
     return input_(name, tuple(shape), dtype)
 
 

@@ -21,5 +21,6 @@ def onnx_package() -> ModuleType:
     import onnx.defs
     import onnx.helper
     import onnx.numpy_helper
+    import onnx.shape_inference
 
     return onnx
