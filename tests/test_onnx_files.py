@@ -209,7 +209,7 @@ def test_old_operator_sets() -> None:
     model = gc.onnx.load(chain(node("Add", "xx", "y", broadcast=1), version=6))
     np.testing.assert_array_equal(interpret([model.outputs["y"]], {model.inputs["x"]: x})[0], 2 * x)
     with pytest.raises(GraphError, match="attribute 'axis' is one of operator sets before 7"):
-        gc.onnx.load(chain(node("Add", "xx", "y", broadcast=1, axis=0), version=6))
+        gc.onnx.load(chain(node("Add", "xx", "y", broadcast=1, axis=1), version=6))
     with pytest.raises(GraphError, match="without is_test=1"):
         gc.onnx.load(chain(node("Dropout", "x", "y"), version=6))
 

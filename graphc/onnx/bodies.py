@@ -59,31 +59,16 @@ def schema_defaults(node: Any, domain: str, version: int) -> dict[str, Any]:
 def check_attributes(node: Any, domain: str, version: int) -> None:
     """Refuse attributes of another type than the operator's, which a rule could not read.
 
-    Models of the operator set before 7 may have attributes that tell what has been the only meaning since.
-
     Raises:
         UnsupportedError: there is one.
     """
-    schema = _schema(node, domain, max(version, 7) if domain == "" else version)
-    if schema is None:
-        return
-    given = {a.name: a for a in node.attribute}
-    for name, attribute in given.items():
-        known = schema.attributes.get(name)
-        if known is None:
-            if domain == "" and version < 7 and not _is_newer_meaning(name, attribute):
-                raise UnsupportedError(f"its attribute {name!r} is one of operator sets before 7")
-        elif attribute.type != int(known.type.value) and not attribute.ref_attr_name:
-            kind = onnx_package().AttributeProto.AttributeType.Name(attribute.type)
-            raise UnsupportedError(f"its attribute {name!r} is {kind}; {known.type.name} is expected")
-    if domain == "" and version < 7 and node.op_type in ("BatchNormalization", "Dropout"):
-        if "is_test" not in given:
-            raise UnsupportedError("without is_test=1 its meaning before operator set 7 is that of training")
-
-
-def _is_newer_meaning(name: str, attribute: Any) -> bool:
-    """Whether an attribute of operator sets before 7 says what has been the only meaning since."""
-    return name == "consumed_inputs" or (name in ("broadcast", "is_test") and attribute.i == 1)
+    schema = _schema(node, domain, version)
+    for attribute in node.attribute if schema is not None else ():
+        known = schema.attributes.get(attribute.name)
+        if known is None or attribute.ref_attr_name or attribute.type == int(known.type.value):
+            continue
+        kind = onnx_package().AttributeProto.AttributeType.Name(attribute.type)
+        raise UnsupportedError(f"its attribute {attribute.name!r} is {kind}; {known.type.name} is expected")
 
 
 def decomposition(node: Any, domain: str, version: int, types: Sequence[Any]) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from graphc.errors import GraphcError, GraphError
 
-OLDEST = 6  # the oldest operator set of ONNX that is read; most rules are written for 7 and newer
+OLDEST = 6  # the oldest operator set of ONNX that is read
 
 
 def read(onnx: Any, model: Any) -> Any:

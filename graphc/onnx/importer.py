@@ -19,14 +19,16 @@ from graphc.onnx.bodies import attribute_value, check_attributes, decomposition,
 from graphc.onnx.files import array_of
 from graphc.onnx.fold import UNFOLDED, fold, fold_moved
 from graphc.onnx.names import identifier, numbered
+from graphc.onnx.old import check_old
 from graphc.onnx.package import onnx_package
 from graphc.onnx.site import FOLDED, RULES, Site, UnsupportedError
-from graphc.onnx.values import Known, Value
+from graphc.onnx.values import Known, Value, shape_of
 from graphc.ops.leaves import Parameter, Scope, State, constant
 from graphc.types import DTYPES
 
 Environment = MutableMapping[str, Value]
 _UNUSED = Known(np.empty(0))  # a result without a name, which the body of a function need not compute
+_OLD = 7  # operator sets before this one have other meanings
 _DEEPEST = 20  # functions within functions; a model whose functions call each other has no end
 
 
@@ -209,6 +211,8 @@ class Importer:
         if missing:
             return  # results of a node that was refused: that one is reported
         check_attributes(node, key[0], version)
+        if key[0] == "" and version < _OLD:
+            check_old(node, [shape_of(values[n]) if n else None for n in node.input])
         site = Site(
             key[1], node.name, version, tuple(values[n] if n else None for n in node.input),
             {a.name: value for a in node.attribute if (value := self._attribute(a)) is not None},

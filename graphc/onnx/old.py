@@ -1,0 +1,42 @@
+"""Refuses nodes of ONNX's operator set 6 that mean something else there than in 7 and newer, which rules follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from graphc.onnx.package import onnx_package
+from graphc.onnx.site import UnsupportedError
+from graphc.types import Shape
+
+_SAYS_WHAT_IS_SO = {"consumed_inputs", "broadcast", "is_test"}
+
+
+def check_old(node: Any, shapes: Sequence[Shape | None]) -> None:
+    """Refuse what operator set 6 gives another meaning.
+
+    Its ``broadcast`` puts the second input's axes beside the last ones of the first, as NumPy does, or from ``axis``
+    on: those are the same where the axes end together.
+
+    Raises:
+        UnsupportedError: there is such a thing.
+    """
+    onnx, given = onnx_package(), {a.name: a for a in node.attribute}
+    try:
+        known = onnx.defs.get_schema(node.op_type, 7, "").attributes
+    except onnx.defs.SchemaError:
+        return  # an operator that 7 does not have: there is no rule that could be wrong about it
+    for name in given:
+        if name in known or (name in _SAYS_WHAT_IS_SO and (name == "consumed_inputs" or given[name].i == 1)):
+            continue
+        ends = [len(s) for s in shapes if s is not None]
+        if name == "axis" and "broadcast" in given and len(ends) == 2 and ends[0] == given[name].i + ends[1]:
+            continue
+        raise UnsupportedError(f"its attribute {name!r} is one of operator sets before 7")
+    if node.op_type in ("BatchNormalization", "Dropout") and "is_test" not in given:
+        raise UnsupportedError("without is_test=1 its meaning before operator set 7 is that of training")
+    if node.op_type == "PRelu" and len(shapes) == 2 and shapes[0] and shapes[1]:
+        many = any(not isinstance(d, int) for d in shapes[1]) or math.prod(map(int, shapes[1])) > 1  # type: ignore[arg-type]
+        if many and len(shapes[0]) != 2:
+            raise UnsupportedError("before operator set 7 its slopes belong to the axis of channels")
