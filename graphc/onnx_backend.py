@@ -7,7 +7,7 @@ the shape that a Reshape gets as an input, is taken from the first call.
 from __future__ import annotations
 
 import unittest
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,14 +53,13 @@ class Rep(BackendRep):
             UnsupportedError: the model cannot be imported or compiled.
         """
         del kwargs
-        names = [i.name for i in self._model.graph.input]
-        given = dict(inputs) if isinstance(inputs, dict) else dict(zip(names, inputs, strict=False))
-        arrays = {name: np.asarray(value) for name, value in given.items() if value is not None}
+        names = [i.name for i in self._model.graph.input if i.name not in self._initialised()]
+        arrays = self._arrays(inputs, names)
         try:
             found, module = self._compiled(arrays)
         except GraphcError as error:
             raise UnsupportedError(str(error)) from error
-        held = unique_names(n for n in names if n not in self._initialised())
+        held = unique_names(names)
         feeds = {
             held[name]: array for name, array in arrays.items() if name in held and held[name] in found.inputs
         }
@@ -70,6 +69,16 @@ class Rep(BackendRep):
             value.array if isinstance(value, Known) else computed[name]
             for name, value in found.outputs.items()
         )
+
+    def _arrays(self, inputs: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the inputs by name: those without an initializer, or all where there are as many."""
+        if not isinstance(inputs, dict):
+            every = [i.name for i in self._model.graph.input]
+            inputs = dict(zip(every if len(inputs) == len(every) else names, inputs, strict=False))
+        given = {name: value for name, value in inputs.items() if value is not None}
+        if any(isinstance(value, (list, tuple)) for value in given.values()):
+            raise UnsupportedError("inputs that are sequences are not supported")
+        return {name: np.asarray(value) for name, value in given.items()}
 
     def _initialised(self) -> set[str]:
         return {t.name for t in self._model.graph.initializer}
