@@ -216,7 +216,7 @@ class Importer:
         site = Site(
             key[1], node.name, version, tuple(values[n] if n else None for n in node.input),
             {a.name: value for a in node.attribute if (value := self._attribute(a)) is not None},
-            len(node.output), self,
+            max((k for k, name in enumerate(node.output, 1) if name), default=0), self,
         )  # fmt: skip
         found = self._folded(key, site, node)
         if found is None and key in RULES:

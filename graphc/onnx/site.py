@@ -48,7 +48,8 @@ class Host(Protocol):
 class Site:
     """A node that is being imported: its operator, its values and its attributes.
 
-    ``version`` is that of the operator set that the model asks for.
+    ``version`` is that of the operator set that the model asks for, ``outputs`` the number of results up to the last
+    one that has a name.
     """
 
     op: str
