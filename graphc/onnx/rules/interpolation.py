@@ -80,7 +80,7 @@ def _coordinates(mode: str, size: int, out: int, scale: float, roi: tuple[float,
     if mode == "pytorch_half_pixel":
         return middle if out > 1 else np.zeros(1)
     if mode == "half_pixel_symmetric":
-        return size / 2 * (1 - out / length) + middle
+        return size / 2 * (1 - out / length) + (y + 0.5) / scale - 0.5
     if mode == "asymmetric":
         return y / scale
     if mode == "tf_half_pixel_for_nn":
