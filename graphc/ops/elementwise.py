@@ -274,7 +274,7 @@ def where(condition: Any, a: Any, b: Any) -> Node:
     return _where(condition, a, b)
 
 
-def leaky_relu(a: Node, slope: float = 0.01) -> Node:
+def leaky_relu(a: Node, slope: float | Node = 0.01) -> Node:
     """Return ``max(a, slope*a)`` for slopes below 1: PyTorch's leaky_relu."""
     return _leaky_relu(a, slope)
 

@@ -133,7 +133,7 @@ static inline T gc_signF(T x) {
 """,
     "abs": """\
 static inline T gc_absF(T x) {
-    return x < 0 ? -x : x;
+    return x < 0 ? (T)(0u - (U)x) : x;
 }
 """,
     "isnan": """\
@@ -192,7 +192,7 @@ static inline T gc_shift_leftF(T a, T b) {
 """,
     "shift_right": """\
 static inline T gc_shift_rightF(T a, T b) {
-    return b < 0 || b >= (T)(8 * sizeof(T)) ? 0 : a >> b;
+    return a >> (b < 0 || b >= (T)(8 * sizeof(T)) ? (T)(8 * sizeof(T) - 1) : b);
 }
 """,
     "whole_power": """\

@@ -1,7 +1,7 @@
 """Functions of whole numbers, and those that tell or make numbers whole: divisions, bits, rounding, NaN and Inf.
 
-Integers wrap around where a result does not fit, a division by zero gives 0, and so does a shift by more bits than
-there are: C leaves all three undefined.
+Integers wrap around where a result does not fit, a division by zero gives 0, and a shift by less than 0 or by more
+bits than there are shifts all of them out: C leaves all three undefined.
 """
 
 # sympy prints a function under its class name, so the classes carry the mathematical names.
@@ -20,6 +20,10 @@ import sympy as sp
 from sympy.core.function import ArgumentIndexError
 
 Array = npt.NDArray[Any]
+
+
+def _shift_right(a: int, b: int) -> int:
+    return a >> (b if 0 <= b < 64 else 64)
 
 
 class _Exact(sp.Function):  # type: ignore[misc]  # sympy is untyped
@@ -137,10 +141,10 @@ class shift_left(_Exact):
 
 
 class shift_right(_Exact):
-    """An integer without its lowest bits."""
+    """An integer without its lowest bits; what is shifted in is the sign."""
 
     nargs = 2
-    exact = staticmethod(lambda a, b: int(a) >> min(max(int(b), 0), 64))
+    exact = staticmethod(lambda a, b: _shift_right(int(a), int(b)))
 
 
 class whole_power(_Exact):
@@ -188,7 +192,7 @@ NUMPY: dict[type[sp.Basic], Callable[..., Array]] = {
     bit_xor: _on_integers(lambda a, b: a ^ b),
     bit_not: _on_integers(lambda a: ~a),
     shift_left: _on_integers(_shift_left),
-    shift_right: _on_integers(lambda a, b: a >> b if 0 <= b < 64 else 0),
+    shift_right: _on_integers(_shift_right),
     whole_power: _on_integers(_power),
 }
 """What each function means on float64 arrays."""

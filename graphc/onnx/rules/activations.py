@@ -33,7 +33,7 @@ def prelu(site: Site) -> Node:
     """The slope is a tensor, which broadcasts to the shape of the other."""
     x, slope = site.tensor(0), site.tensor(1)
     if x.type.is_float:
-        return ew._leaky_relu(x, slope)
+        return ew.leaky_relu(x, slope)
     return ew.where(ew.less(x, 0), ew.mul(x, slope), x)
 
 
@@ -55,12 +55,15 @@ def selu(site: Site) -> Node:
 
 @rule("Celu")
 def celu(site: Site) -> Node:
-    """Alpha * (exp(x / alpha) - 1) below zero, for a positive alpha: an ELU of x / alpha."""
+    """Return x above zero and alpha * (exp(x / alpha) - 1) below, for a positive alpha."""
     alpha = _number(site, "alpha", 1.0)
     if alpha <= 0:
         raise UnsupportedError(f"alpha={alpha} is not supported: it must be positive")
     x = site.tensor(0)
-    return ew.elu(x) if alpha == 1 else ew.where(ew.less(x, 0), ew.mul(ew.expm1(ew.div(x, alpha)), alpha), x)
+    if alpha == 1:
+        return ew.elu(x)
+    below = ew.clip(x, None, 0)  # before exp, which would overflow above, and leave gradients NaN
+    return ew.add(ew.relu(x), ew.mul(ew.expm1(ew.div(below, alpha)), alpha))
 
 
 @rule("Gelu")
@@ -71,7 +74,7 @@ def gelu(site: Site) -> Node:
 
 @rule("HardSigmoid")
 def hard_sigmoid(site: Site) -> Node:
-    """max(0, min(1, alpha * x + beta))."""
+    """Return max(0, min(1, alpha * x + beta))."""
     x, alpha, beta = site.tensor(0), _number(site, "alpha", 0.2), _number(site, "beta", 0.5)
     if np.float32(alpha) == np.float32(1 / 6) and beta == 0.5:
         return ew.hard_sigmoid(x)
@@ -80,41 +83,41 @@ def hard_sigmoid(site: Site) -> Node:
 
 @rule("HardSwish")
 def hard_swish(site: Site) -> Node:
-    """X * max(0, min(1, x/6 + 1/2))."""
+    """Return x * max(0, min(1, x/6 + 1/2))."""
     return ew.hard_swish(site.tensor(0))
 
 
 @rule("Mish")
 def mish(site: Site) -> Node:
-    """X * tanh(softplus(x))."""
+    """Return x * tanh(softplus(x))."""
     x = site.tensor(0)
     return ew.mul(x, ew.tanh(ew.softplus(x)))
 
 
 @rule("Softsign")
 def softsign(site: Site) -> Node:
-    """X / (1 + |x|)."""
+    """Return x / (1 + |x|)."""
     x = site.tensor(0)
     return ew.div(x, ew.add(ew.abs(x), 1))
 
 
 @rule("Swish")
 def swish(site: Site) -> Node:
-    """X * sigmoid(alpha * x)."""
+    """Return x * sigmoid(alpha * x)."""
     x, alpha = site.tensor(0), _number(site, "alpha", 1.0)
     return ew.silu(x) if alpha == 1 else ew.mul(x, ew.sigmoid(ew.mul(x, alpha)))
 
 
 @rule("ThresholdedRelu")
 def thresholded_relu(site: Site) -> Node:
-    """X above alpha, else 0."""
+    """Return x above alpha, else 0."""
     x = site.tensor(0)
     return ew.where(ew.greater(x, _number(site, "alpha", 1.0)), x, 0)
 
 
 @rule("Shrink")
 def shrink(site: Site) -> Node:
-    """X moved towards zero by the bias where it is further away than lambd, else 0."""
+    """Return x moved towards zero by the bias where it is further away than lambd, else 0."""
     x, bias, bound = site.tensor(0), _number(site, "bias", 0.0), _number(site, "lambd", 0.5)
     if not x.type.is_float:
         if not (bias.is_integer() and bound.is_integer()):

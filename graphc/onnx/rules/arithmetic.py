@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import reduce
 
+import numpy as np
+
 from graphc.graph.node import Node
 from graphc.onnx.package import onnx_package
 from graphc.onnx.site import RULES, Site, UnsupportedError, rule
@@ -39,7 +41,7 @@ for _operator, _function in _PLAIN.items():
 def operand(site: Site, position: int) -> Node | float:
     """Return an input, as a number where it is a known floating-point one without axes: C is better with it."""
     value = site.value(position)
-    if isinstance(value, Known) and value.array.dtype.kind == "f" and not value.array.ndim:
+    if isinstance(value, Known) and value.array.dtype in (np.float32, np.float64) and not value.array.ndim:
         return float(str(value.array[()]))  # the shortest decimal number that the element is nearest to
     return site.tensor(position)
 
@@ -97,7 +99,7 @@ def is_inf(site: Site) -> Node:
 
 @rule("BitShift")
 def bit_shift(site: Site) -> Node:
-    """All operands are unsigned; what is shifted out is lost."""
+    """Bits that are shifted out are lost; to the right, a negative number stays negative."""
     direction = site.get("direction")
     if direction not in ("LEFT", "RIGHT"):
         raise UnsupportedError(f"direction={direction!r} is neither 'LEFT' nor 'RIGHT'")
