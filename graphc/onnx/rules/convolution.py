@@ -21,11 +21,21 @@ from graphc.types import Size, product
 _POINT = Axis(1, 1, 1, 1, (0, 0), 1)
 
 
+def _kernel(site: Site, weight: Node) -> list[int]:
+    """Return the extents of the kernel, which the node may repeat."""
+    kernel = spatial(weight.shape)
+    if list(site.get("kernel_shape") or kernel) != kernel or site.get("group", 1) < 1:
+        raise UnsupportedError(
+            f"kernel_shape {site.get('kernel_shape')} and {site.get('group', 1)} groups for weights {weight.type}"
+        )
+    return kernel
+
+
 @rule("Conv")
 def conv(site: Site) -> Node:
     """One to three spatial axes; ``pads`` holds all begins before all ends."""
     x, weight = site.tensor(0), site.tensor(1)
-    windows = axes(site, spatial(x.shape), spatial(weight.shape))
+    windows = axes(site, spatial(x.shape), _kernel(site, weight))
     return _biased(site, convolve(x, weight, windows, site.get("group", 1), site.label), 2)
 
 
@@ -102,14 +112,15 @@ def _deep(x: Node, weight: Node, windows: Sequence[Axis], groups: int) -> Node:
 def conv_transpose(site: Site) -> Node:
     """The gradient of a convolution for its input: every element spreads its kernel over the result."""
     x, weight, groups = site.tensor(0), site.tensor(1), site.get("group", 1)
-    kernel = spatial(weight.shape)
-    windows = _spread(site, spatial(x.shape), kernel)
+    windows = _spread(site, spatial(x.shape), _kernel(site, weight))
     return _biased(site, spread(x, weight, windows, groups), 2)
 
 
 def _spread(site: Site, sizes: Sequence[int], kernel: Sequence[int]) -> list[Axis]:
     """Return the windows of the convolution that is transposed: ``size`` is the extent of the result."""
     rank, auto = len(sizes), site.get("auto_pad", "NOTSET") or "NOTSET"
+    if len(kernel) != rank:
+        raise UnsupportedError(f"kernel {list(kernel)} for {rank} spatial axes")
     strides, dilations = numbers(site, "strides", rank, 1), numbers(site, "dilations", rank, 1)
     extra, pads = numbers(site, "output_padding", rank, 0), numbers(site, "pads", 2 * rank, 0)
     given = [int(d) for d in site.get("output_shape") or ()][-rank:]
@@ -178,7 +189,7 @@ def _spread_deep(x: Node, weight: Node, windows: Sequence[Axis], groups: int) ->
 def conv_integer(site: Site) -> Node:
     """A convolution of whole numbers, each less its zero point."""
     x, weight = _whole(site, 0, 2, False), _whole(site, 1, 3, True)
-    windows = axes(site, spatial(x.shape), spatial(weight.shape))
+    windows = axes(site, spatial(x.shape), _kernel(site, weight))
     return _whole_convolution(x, weight, windows, site.get("group", 1))
 
 
@@ -186,7 +197,7 @@ def conv_integer(site: Site) -> Node:
 def quantised_conv(site: Site) -> Node:
     """The same for quantised numbers, whose result is scaled, rounded to even and kept within its dtype."""
     x, weight = _whole(site, 0, 2, False), _whole(site, 3, 5, True)
-    windows = axes(site, spatial(x.shape), spatial(weight.shape))
+    windows = axes(site, spatial(x.shape), _kernel(site, weight))
     total = _biased(site, _whole_convolution(x, weight, windows, site.get("group", 1)), 8)
     channels = (-1, *[1] * len(windows))
     scales = [site.tensor(k) for k in (1, 4, 6)]
