@@ -7,7 +7,7 @@ the shape that a Reshape gets as an input, is taken from the first call.
 from __future__ import annotations
 
 import unittest
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from graphc.graph.node import Node, topological
 from graphc.onnx.importer import OnnxImportError, Progress
 from graphc.onnx.load import Found, import_model
 from graphc.onnx.names import unique_names
-from graphc.onnx.values import Known
+from graphc.onnx.values import Known, Listed, Value
 from graphc.ops.leaves import Constant, Full
 
 _BUILD = BuildOptions(optimisation=("-O1",))
@@ -65,10 +65,7 @@ class Rep(BackendRep):
         }
         fed: Any = {n: feeds[n] for n in module.input_types} if module is not None else {}
         computed = module.predict(**fed) if module is not None else {}
-        return tuple(
-            value.array if isinstance(value, Known) else computed[name]
-            for name, value in found.outputs.items()
-        )
+        return tuple(_result(name, value, computed) for name, value in found.outputs.items())
 
     def _arrays(self, inputs: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the inputs by name: those without an initializer, or all where there are as many."""
@@ -89,8 +86,8 @@ class Rep(BackendRep):
             for n, v in self._constants.items()
         ):
             self._found = self._import(arrays)
-            outputs = {n: v for n, v in self._found.outputs.items() if isinstance(v, Node)}
-            self.known = tuple(n for n in self._found.outputs if n not in outputs)
+            outputs = {n: v for name, value in self._found.outputs.items() for n, v in _tensors(name, value)}
+            self.known = tuple(n for n, v in self._found.outputs.items() if not list(_tensors(n, v)))
             dtype = _floating(outputs.values())
             self._module = compile(outputs, build=_BUILD, name="model", dtype=dtype) if outputs else None
         return self._found, self._module
@@ -112,6 +109,21 @@ class Rep(BackendRep):
                 if not more:
                     raise
                 self._constants |= {n: arrays[n] for n in more}
+
+
+def _tensors(name: str, value: Value) -> Iterator[tuple[str, Node]]:
+    """Yield the tensors that an output consists of, those of a sequence by their positions."""
+    if isinstance(value, Node):
+        yield name, value
+    elif isinstance(value, Listed):
+        for k, item in enumerate(value.items):
+            yield from _tensors(f"{name}__{k}", item)
+
+
+def _result(name: str, value: Value, computed: Mapping[str, np.ndarray]) -> Any:
+    if isinstance(value, Listed):
+        return [_result(f"{name}__{k}", item, computed) for k, item in enumerate(value.items)]
+    return value.array if isinstance(value, Known) else computed[name]
 
 
 def _floating(outputs: Iterable[Node]) -> str:

@@ -154,3 +154,51 @@ def test_scatter_trains_rows_and_table():
     found = gc.compile(grads).predict(i=np.array([2, 0, 2]))
     np.testing.assert_array_equal(found["a"], [0, 2, 0, 4])
     np.testing.assert_array_equal(found["b"], [0, 1, 3])
+
+
+def test_branch_loop_and_scan_with_batch():
+    """Sums of whole numbers, which floats hold exactly."""
+    helper, node, kind = onnx.helper, onnx.helper.make_node, onnx.TensorProto
+
+    def body(nodes, inputs, outputs, held=()):
+        infos = [[helper.make_tensor_value_info(n, k, None) for n, k in side] for side in (inputs, outputs)]
+        arrays = [onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in held]
+        return helper.make_graph(nodes, "body", *infos, arrays)
+
+    f, b, i = kind.FLOAT, kind.BOOL, kind.INT64
+    twice = body([node("Add", ["x", "x"], ["c"])], [], [("c", f)])
+    same = body([node("Neg", ["x"], ["c"])], [], [("c", f)])
+    turn = body(
+        [node("Identity", ["on"], ["on2"]), node("Cast", ["k"], ["kf"], to=1), node("Add", ["v", "kf"], ["v2"]),
+         node("Gather", ["v2", "k"], ["part"], axis=1)],
+        [("k", i), ("on", b), ("v", f)], [("on2", b), ("v2", f), ("part", f)],
+    )  # fmt: skip
+    running = body([node("Add", ["s", "e"], ["s2"]), node("Identity", ["s2"], ["o"])],
+                   [("s", f), ("e", f)], [("s2", f), ("o", f)])  # fmt: skip
+    nodes = [
+        node("Gather", ["x", "zero"], ["first"], axis=1),
+        node("Cast", ["flag"], ["cond"], to=9),
+        node("If", ["cond"], ["y"], then_branch=twice, else_branch=same),
+        node("Loop", ["three", "yes", "x"], ["v", "parts"], body=turn),
+        node("Scan", ["first", "x"], ["total", "sums"], body=running, num_scan_inputs=1, scan_input_axes=[1],
+             scan_input_directions=[1], scan_output_axes=[1]),
+        node("SplitToSequence", ["x", "two"], ["seq"], axis=1),
+        node("SequenceAt", ["seq", "last"], ["rest"]),
+    ]  # fmt: skip
+    arrays = {
+        "zero": np.int64(0), "three": np.int64(3), "yes": np.array(True), "two": np.int64(2), "last": np.int64(-1),
+    }  # fmt: skip
+    model = _model(nodes, 17, arrays, results=("y", "v", "parts", "total", "sums", "rest"))
+    model.graph.input.append(helper.make_tensor_value_info("flag", f, []))
+    x = np.arange(15, dtype=np.float32).reshape(3, 5)
+    net = gc.onnx.load(model)
+    module = gc.compile(dict(net.outputs), batch=3)
+    found = module.predict(x=x, flag=np.float32(1))
+    np.testing.assert_array_equal(found["y"], 2 * x)
+    np.testing.assert_array_equal(module.predict(x=x, flag=np.float32(0))["y"], -x)
+    np.testing.assert_array_equal(found["v"], x + 3)
+    np.testing.assert_array_equal(found["parts"], [x[:, 0], x[:, 1] + 1, x[:, 2] + 3])
+    steps = x[:, :1] + np.cumsum(x[:, ::-1], 1)
+    np.testing.assert_array_equal(found["total"], steps[:, -1])
+    np.testing.assert_array_equal(found["sums"], steps)
+    np.testing.assert_array_equal(found["rest"], x[:, 4:])

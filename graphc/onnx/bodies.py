@@ -11,7 +11,7 @@ from graphc.graph.node import Node
 from graphc.onnx.files import array_of
 from graphc.onnx.package import onnx_package
 from graphc.onnx.site import UnsupportedError
-from graphc.onnx.values import Known, Value
+from graphc.onnx.values import Known, Listed, Value
 
 
 def attribute_value(onnx: Any, attribute: Any) -> Any:
@@ -33,6 +33,9 @@ def attribute_value(onnx: Any, attribute: Any) -> Any:
 def type_proto(value: Value) -> Any:
     """Return the type of a value as ONNX writes it."""
     onnx = onnx_package()
+    if isinstance(value, Listed):
+        types = [type_proto(v) for v in value.items] or [onnx.TypeProto()]
+        return onnx.helper.make_sequence_type_proto(types[0])
     dtype = np.dtype(value.dtype) if isinstance(value, Node) else value.array.dtype
     if isinstance(value, Known) and value.symbolic:
         dtype = np.dtype(np.int64)

@@ -22,7 +22,7 @@ from graphc.onnx.names import identifier, numbered
 from graphc.onnx.old import check_old
 from graphc.onnx.package import onnx_package
 from graphc.onnx.site import FOLDED, RULES, Site, UnsupportedError
-from graphc.onnx.values import Known, Value, shape_of
+from graphc.onnx.values import Known, Listed, Value, shape_of
 from graphc.ops.leaves import Parameter, Scope, State, constant
 from graphc.types import DTYPES
 
@@ -125,6 +125,8 @@ class Importer:
 
     def materialise(self, known: Known, learned: bool = True) -> Node:
         """Return the tensor of a known array: the parameter of a weight, a constant of any other."""
+        if isinstance(known, Listed):
+            raise UnsupportedError("a sequence is used as a tensor")
         if known.symbolic:
             raise UnsupportedError("a shape that depends on the run-time batch is used as a tensor")
         if str(known.array.dtype) not in DTYPES:
@@ -161,6 +163,10 @@ class Importer:
             )  # fmt: skip
             states[known.weight] = leaf(name=name)
         return states[known.weight]
+
+    def tensor(self, value: Value) -> Node:
+        """Return a value as a tensor of the graph."""
+        return value if isinstance(value, Node) else self.materialise(value)
 
     def inline(self, graph: Any, given: Sequence[Value]) -> list[Value]:
         """Import the nodes of a graph that is an attribute; it sees the names around it."""

@@ -17,6 +17,7 @@ from graphc.onnx.importer import Importer, Progress
 from graphc.onnx.names import unique_names
 from graphc.onnx.order import needed_nodes
 from graphc.onnx.package import onnx_package
+from graphc.onnx.site import UnsupportedError
 from graphc.onnx.values import Known, Value
 from graphc.ops.leaves import input_
 
@@ -82,7 +83,7 @@ def load(
         model, dims=dims or {}, shapes=shapes or {}, constants=constants or {},
         progress=Progress("", _patterns(trainable), _patterns(freeze), restore_batch_norm=batch_norm == "training"),
     )  # fmt: skip
-    outputs = {name: found.tensor(value) for name, value in found.outputs.items()}
+    outputs = {name: found.tensor(name, value) for name, value in found.outputs.items()}
     tensors = {name: v for name, v in found.importer.values.items() if isinstance(v, Node)}
     return Imported(found.name, found.inputs, outputs, found.importer.progress.parameters, tensors)
 
@@ -96,9 +97,16 @@ class Found:
     inputs: dict[str, Node]
     outputs: dict[str, Value]
 
-    def tensor(self, value: Value) -> Node:
-        """Return a value as a tensor of the graph."""
-        return value if isinstance(value, Node) else self.importer.materialise(value)
+    def tensor(self, name: str, value: Value) -> Node:
+        """Return an output as a tensor of the graph.
+
+        Raises:
+            GraphError: it is none, but a sequence, or a shape that depends on the batch.
+        """
+        try:
+            return self.importer.tensor(value)
+        except UnsupportedError as error:
+            raise GraphError(f"onnx: output {name!r} cannot be a tensor: {error}") from error
 
 
 def import_model(

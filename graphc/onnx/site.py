@@ -10,7 +10,7 @@ import numpy as np
 
 from graphc.graph.node import Node, topological
 from graphc.onnx.names import identifier
-from graphc.onnx.values import Known, Value, shape_of
+from graphc.onnx.values import Known, Listed, Value, shape_of
 from graphc.ops.leaves import Input
 from graphc.types import Shape, Size
 
@@ -39,6 +39,9 @@ class Host(Protocol):
     @property
     def restore_batch_norm(self) -> bool:
         """Whether batch normalisations in inference form become those that can be trained."""
+
+    def tensor(self, value: Value) -> Node:
+        """Return a value as a tensor of the graph."""
 
     def inline(self, graph: Any, given: Sequence[Value]) -> list[Value]:
         """Import the nodes of a graph that is an attribute, such as a branch of an If; return its results."""
@@ -78,8 +81,7 @@ class Site:
 
     def tensor(self, position: int) -> Node:
         """Return an input as a tensor of the graph."""
-        value = self.value(position)
-        return value if isinstance(value, Node) else self.host.materialise(value)
+        return self.host.tensor(self.value(position))
 
     def fixed(self, position: int) -> Node:
         """Return an input as a tensor that is never learned, such as a running mean."""
@@ -97,6 +99,8 @@ class Site:
             UnsupportedError: it is computed when the model runs.
         """
         value = self.value(position)
+        if isinstance(value, Listed):
+            raise UnsupportedError(f"its {what} is a sequence")
         if isinstance(value, Known):
             return value.array
         needed = [n.op.name for n in topological([value]) if isinstance(n.op, Input)]

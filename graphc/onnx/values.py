@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -30,6 +31,18 @@ class Known:
 
 
 Value: TypeAlias = Node | Known
+
+
+@dataclass(frozen=True, eq=False)
+class Listed(Known):
+    """A sequence of values, whose length is known; as an array it has no elements."""
+
+    items: tuple[Value, ...] = ()
+
+    @classmethod
+    def of(cls, items: Iterable[Value]) -> Listed:
+        """Return a sequence of these values."""
+        return cls(np.empty(0, object), "", tuple(items))
 
 
 def shape_of(value: Value) -> Shape:

@@ -9,7 +9,7 @@ import numpy as np
 
 from graphc.graph.node import Node
 from graphc.onnx.site import Result, Site, UnsupportedError, rule
-from graphc.onnx.values import Known, Value, shape_of
+from graphc.onnx.values import Known, Listed, Value, shape_of
 from graphc.ops import elementwise as ew
 from graphc.ops.movement import concat, getitem, reshape
 
@@ -24,7 +24,9 @@ def if_(site: Site) -> Result:
     if isinstance(condition, Known):
         return site.host.inline(branches[0 if condition.array.ravel()[0] else 1], [])
     pairs = list(zip(*(site.host.inline(b, []) for b in branches), strict=True))
-    if any(shape_of(a) != shape_of(b) or _dtype(a) != _dtype(b) for a, b in pairs):
+    if any(isinstance(v, Listed) for pair in pairs for v in pair) or any(
+        shape_of(a) != shape_of(b) or _dtype(a) != _dtype(b) for a, b in pairs
+    ):
         site.known(0, "condition")  # the shapes of its results depend on it
     return [_chosen(site, reshape(condition, ()), a, b) for a, b in pairs]
 
@@ -34,14 +36,10 @@ def _dtype(value: Value) -> str:
 
 
 def _chosen(site: Site, condition: Node, a: Value, b: Value) -> Value:
-    if isinstance(a, Known) and isinstance(b, Known) and np.array_equal(a.array, b.array):
-        if not (a.weight or b.weight):
-            return a
-    return ew.where(condition, _tensor(site, a), _tensor(site, b))
-
-
-def _tensor(site: Site, value: Value) -> Node:
-    return value if isinstance(value, Node) else site.host.materialise(value)
+    arrays = [v.array for v in (a, b) if isinstance(v, Known) and not v.weight and not isinstance(v, Listed)]
+    if len(arrays) == 2 and np.array_equal(arrays[0], arrays[1]):
+        return a
+    return ew.where(condition, site.host.tensor(a), site.host.tensor(b))
 
 
 @rule("Loop")
@@ -73,9 +71,9 @@ def loop(site: Site) -> Result:
 def _stacked(site: Site, parts: Sequence[Value], axis: int) -> Value:
     """Return values side by side along a new axis."""
     arrays = [p.array for p in parts if isinstance(p, Known) and not p.weight]
-    if len(arrays) == len(parts):
+    if len(arrays) == len(parts) and not any(isinstance(p, Listed) for p in parts):
         return Known(np.stack(arrays, axis))
-    tensors = [_tensor(site, p) for p in parts]
+    tensors = [site.host.tensor(p) for p in parts]
     axis %= tensors[0].rank + 1
     return concat([reshape(t, (*t.shape[:axis], 1, *t.shape[axis:])) for t in tensors], axis)
 

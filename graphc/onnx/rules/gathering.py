@@ -184,3 +184,9 @@ def compress(site: Site) -> Node:
     if not len(chosen) or not isinstance(extent, int) or chosen[-1] >= extent:
         raise UnsupportedError(f"a condition of which {len(chosen)} hold, of an axis of {extent}")
     return looked_up(x, chosen, axis % x.rank)
+
+
+@rule("NonZero", "Unique")
+def counted_by_data(site: Site) -> Node:
+    """Refused unless what it reads is known: then it was computed while importing."""
+    raise UnsupportedError("the shape of its result depends on the values of its input")
