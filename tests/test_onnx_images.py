@@ -173,3 +173,30 @@ def test_downsampling_of_version_10_is_refused_where_it_is_not_defined() -> None
     node = _node("Resize", "scales", mode="nearest")
     with pytest.raises(gc.GraphcError, match="does not say which neighbour"):
         _loaded(node, IMAGE, 10, scales=np.array([1, 1, 0.6, 0.6], np.float32))
+
+
+def test_a_deformable_convolution_moved_by_whole_pixels_is_a_convolution() -> None:
+    shape = (BATCH, *IMAGE[1:])
+    offset = np.zeros((BATCH, 6, 2, 7, 8))
+    offset[:, :, 1] = 1  # every tap one pixel to the right
+    moved = offset.reshape(BATCH, 12, 7, 8)
+    node = _node("DeformConv", "w2", "offset", group=2, pads=[1, 0, 1, 1])
+    wanted = lambda x: F.conv2d(_padded(x[..., 1:], 0, 2, 1, 1), _T["w2"], groups=2)  # noqa: E731  # as the others
+    _check(_loaded(node, shape, offset=moved), wanted, shape)
+
+
+def test_unpooling_puts_maxima_back_where_they_were() -> None:
+    helper, tensor = onnx.helper, onnx.TensorProto
+    windows = {"kernel_shape": [3, 2], "strides": [3, 2]}
+    graph = helper.make_graph(
+        [helper.make_node("MaxPool", ["x"], ["p", "i"], **windows),
+         helper.make_node("MaxUnpool", ["p", "i"], ["y"], **windows)],
+        "g", [helper.make_tensor_value_info("x", tensor.DOUBLE, ["N", 4, 6, 8])],
+        [helper.make_tensor_value_info("y", tensor.DOUBLE, None)],
+    )  # fmt: skip
+    loaded = gc.onnx.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)]))
+
+    def reference(x: Any) -> Any:
+        return F.max_unpool2d(*F.max_pool2d(x, (3, 2), return_indices=True), (3, 2))
+
+    _check(loaded, reference, ("N", 4, 6, 8))
