@@ -12,7 +12,7 @@ from helpers import draw, make_inputs, uses_batch, weighted_sum
 
 import graphc as gc
 from graphc.cli import main
-from graphc.errors import GraphError
+from graphc.errors import FormulaError, GraphError
 from graphc.graph.interpret import interpret
 from graphc.graph.node import Node, topological
 from graphc.onnx import file as onnx_file
@@ -27,21 +27,25 @@ from graphc.types import at
 ort = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install 'graphc[test]'")
 onnx = pytest.importorskip("onnx", reason="the onnx package is not installed: pip install 'graphc[onnx]'")
 
+# float32 keeps 24 bits; sums of up to a few hundred terms of size one lose a few of them.
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
+
+# What ONNX Runtime has in float32 alone. The reference takes float64 too (and computes Erf in float32 all the same).
+SINGLE = {"Erf", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh"}
+REFUSED = {"whole_power"}  # wraps around
 SAMPLES = [
     pytest.param(sample, id=f"{name}-{k}")
     for name, samples in REGISTRY.items()
+    if name not in REFUSED
     for k, sample in enumerate(samples())
 ]
-# float32 keeps 24 bits; sums of up to a few hundred terms of size one lose a few of them.
-TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 
 
 def run(path: Path, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the results of ONNX Runtime, which gets what the file has inputs for."""
     model = onnx.load(path)
     double = any(o.type.tensor_type.elem_type == onnx.TensorProto.DOUBLE for o in model.graph.output)
-    if double and any(node.op_type == "Erf" for node in model.graph.node):
-        # ONNX Runtime has it in float32 alone; the reference takes float64, and computes in float32 too.
+    if double and any(node.op_type in SINGLE for node in model.graph.node):
         from onnx.reference import ReferenceEvaluator
 
         evaluator = ReferenceEvaluator(model)
@@ -262,6 +266,9 @@ def test_large_weights_go_into_a_file_beside_it(
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(lenet: gc.Module, tmp_path: Path) -> None:
     with pytest.raises(GraphError, match="cannot write"):
         lenet.to_onnx(tmp_path / "no" / "net.onnx")
+    whole = REGISTRY["whole_power"]()[0]
+    with pytest.raises(FormulaError, match="wraps around"):
+        check_graph(tmp_path / "no.onnx", {"y": whole.build(*make_inputs(whole.types))}, [], [], 1, "float32")
     x = gc.input("x", ("N", 3))
     module = gc.compile({"y": gc.nn.linear(x, 2)}, batch=2)
     with pytest.raises(GraphError, match="without a loss"):

@@ -11,6 +11,7 @@ import sympy as sp
 from graphc import scalar
 from graphc.errors import FormulaError
 from graphc.onnx.emission import Emission
+from graphc.onnx.whole_formulas import WHOLE_RULES
 from graphc.scalar import functions as fn
 from graphc.scalar.literals import constant
 from graphc.scalar.symbols import is_condition, symbols_of
@@ -183,6 +184,7 @@ def _logaddexp(f: Formulas, e: sp.Expr) -> str:
 
 
 _RULES: dict[type[sp.Basic], Callable[[Formulas, sp.Basic], str]] = {
+    **WHOLE_RULES,
     sp.Add: _add,
     sp.Mul: _mul,
     sp.Pow: _pow,
