@@ -1,6 +1,6 @@
 """Functions of whole numbers as ONNX operators, with what ONNX leaves open decided as graphc does.
 
-There a division by zero gives 0, and so does a shift by more bits than there are.
+There a division by zero gives 0, and a shift by less than 0 or more bits than there are shifts all of them out.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def _shift(direction: str) -> Callable[[Writer, sp.Expr], str]:
         moved = f.e.cast(f.e.op("BitShift", f.e.cast(bits, unsigned), count, direction=direction), f.dtype)
         if direction == "RIGHT":
             moved = f.e.op("Where", below, f.e.op("BitwiseNot", moved), moved)
-        return f.e.op("Where", inside, moved, zero)
+        out = f.e.op("Where", below, f.number(sp.S.NegativeOne), zero) if direction == "RIGHT" else zero
+        return f.e.op("Where", inside, moved, out)
 
     return write
 
