@@ -10,7 +10,7 @@ import numpy as np
 from graphc.graph.node import Node
 from graphc.onnx.package import onnx_package
 from graphc.onnx.site import RULES, Site, UnsupportedError, rule
-from graphc.onnx.values import Known
+from graphc.onnx.values import Known, Value
 from graphc.ops import elementwise as ew
 from graphc.ops import numeric
 from graphc.types import DTYPES
@@ -107,7 +107,7 @@ def bit_shift(site: Site) -> Node:
 
 
 @rule("Cast")
-def cast(site: Site) -> Node:
+def cast(site: Site) -> Value:
     """``to`` is a number of ONNX's list of types; floats truncate towards zero when they become integers."""
     onnx = onnx_package()
     name = onnx.TensorProto.DataType.Name(site.get("to")).lower()
@@ -115,7 +115,7 @@ def cast(site: Site) -> Node:
 
 
 @rule("CastLike")
-def cast_like(site: Site) -> Node:
+def cast_like(site: Site) -> Value:
     """The dtype is that of the second input, whose values do not matter."""
     like = site.value(1)
     if isinstance(like, Known) and like.symbolic:
@@ -123,7 +123,10 @@ def cast_like(site: Site) -> Node:
     return _cast(site, str(like.array.dtype) if isinstance(like, Known) else like.dtype)
 
 
-def _cast(site: Site, dtype: str) -> Node:
+def _cast(site: Site, dtype: str) -> Value:
     if dtype not in DTYPES:
         raise UnsupportedError(f"a cast to {dtype} is not supported")
+    value = site.value(0)
+    if isinstance(value, Known) and not value.array.size:
+        return Known(value.array.astype(dtype))
     return ew.cast(site.tensor(0), dtype)
