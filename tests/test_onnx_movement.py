@@ -202,3 +202,10 @@ def test_branch_loop_and_scan_with_batch():
     np.testing.assert_array_equal(found["total"], steps[:, -1])
     np.testing.assert_array_equal(found["sums"], steps)
     np.testing.assert_array_equal(found["rest"], x[:, 4:])
+
+
+def test_axis_that_is_not_there_is_refused():
+    """It would name another axis, if it were only taken modulo the rank."""
+    nodes = [onnx.helper.make_node("Gather", ["x", "one"], ["y"], axis=3)]
+    with pytest.raises(gc.GraphcError, match="axis 3 of a tensor of 2 axes"):
+        gc.onnx.load(_model(nodes, 13, {"one": np.array([1])}))

@@ -24,6 +24,17 @@ class UnsupportedError(Exception):
         self.inputs = tuple(inputs)
 
 
+def axis_of(axis: int, rank: int) -> int:
+    """Return an axis as a non-negative one.
+
+    Raises:
+        UnsupportedError: there is no such axis.
+    """
+    if not isinstance(axis, int) or not -rank <= axis < rank:
+        raise UnsupportedError(f"axis {axis} of a tensor of {rank} axes")
+    return axis % rank
+
+
 class Host(Protocol):
     """What imports the node, and can do more for it."""
 

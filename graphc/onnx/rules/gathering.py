@@ -6,7 +6,7 @@ import numpy as np
 
 from graphc.graph.node import Node
 from graphc.onnx.rules.movement import runs, taken
-from graphc.onnx.site import Site, UnsupportedError, rule
+from graphc.onnx.site import Site, UnsupportedError, axis_of, rule
 from graphc.onnx.values import Known
 from graphc.ops import elementwise as ew
 from graphc.ops.gather import take
@@ -30,8 +30,8 @@ def at_least_zero(index: Node, extent: Size) -> Node:
 @rule("Gather")
 def gather(site: Site) -> Node:
     """Elements along an axis at indices, which take the axis' place."""
-    x, axis = site.tensor(0), site.get("axis", 0)
-    axis %= x.rank
+    x = site.tensor(0)
+    axis = axis_of(site.get("axis", 0), x.rank)
     extent, index = x.shape[axis], site.value(1)
     shape = (*x.shape[:axis], *site.shape(1), *x.shape[axis + 1 :])
     if not isinstance(extent, int):
@@ -65,7 +65,7 @@ def _rows(x: Node, index: Node, axis: int) -> Node:
 def gather_elements(site: Site) -> Node:
     """An element for each index, which differs along one axis only from where the index stands."""
     x, index = site.tensor(0), site.tensor(1)
-    axis = site.get("axis", 0) % x.rank
+    axis = axis_of(site.get("axis", 0), x.rank)
     chosen = element_positions(x.shape, index, axis)
     flat = reshape(x, (product(x.shape),))
     return reshape(take(flat, reshape(chosen, (index.type.size,))), index.shape)
@@ -138,7 +138,7 @@ def one_hot(site: Site) -> Node:
     """A new axis of a known extent, with one of two values at the index and the other elsewhere."""
     index, values = site.tensor(0), site.tensor(2)
     depth = int(site.known(1, "depth").ravel()[0])
-    axis = site.get("axis", -1) % (index.rank + 1)
+    axis = axis_of(site.get("axis", -1), index.rank + 1)
     shape: tuple[Size, ...] = (*index.shape[:axis], depth, *index.shape[axis:])
     if index.type.is_float:
         index = ew.cast(index, "int64")
@@ -180,10 +180,11 @@ def compress(site: Site) -> Node:
     if axis is None:
         x, axis = reshape(x, (product(x.shape),)), 0
     chosen = np.flatnonzero(site.known(1, "condition"))
-    extent = x.shape[axis % x.rank]
+    axis = axis_of(axis, x.rank)
+    extent = x.shape[axis]
     if not len(chosen) or not isinstance(extent, int) or chosen[-1] >= extent:
         raise UnsupportedError(f"a condition of which {len(chosen)} hold, of an axis of {extent}")
-    return looked_up(x, chosen, axis % x.rank)
+    return looked_up(x, chosen, axis)
 
 
 @rule("NonZero", "Unique")

@@ -6,7 +6,7 @@ import numpy as np
 
 from graphc.graph.node import Node
 from graphc.onnx.package import onnx_package
-from graphc.onnx.site import Result, Site, UnsupportedError, rule
+from graphc.onnx.site import Result, Site, UnsupportedError, axis_of, rule
 from graphc.onnx.values import Known, shape_of
 from graphc.ops import elementwise as ew
 from graphc.ops.leaves import full
@@ -53,7 +53,7 @@ def squeeze(site: Site) -> Node:
     ones = [a for a, d in enumerate(site.shape(0)) if d == 1]
     axes = site.ints(1, "axes") if site.has(1) else site.get("axes", ones)
     x = site.tensor(0)
-    dropped = {a % x.rank for a in axes}
+    dropped = {axis_of(a, x.rank) for a in axes}
     return reshape(x, [d for a, d in enumerate(x.shape) if a not in dropped])
 
 
@@ -63,7 +63,7 @@ def unsqueeze(site: Site) -> Node:
     axes = site.ints(1, "axes") if site.has(1) else site.get("axes")
     x = site.tensor(0)
     rank = x.rank + len(axes)
-    inserted = {a % rank for a in axes}
+    inserted = {axis_of(a, rank) for a in axes}
     old = iter(x.shape)
     return reshape(x, [1 if a in inserted else next(old) for a in range(rank)])
 
@@ -144,7 +144,7 @@ def pad_(site: Site) -> Node:
     mode = site.get("mode", "constant")
     given = site.ints(1, "pads") if site.has(1) else list(site.get("pads", site.get("paddings", [])))
     named = site.ints(3, "axes") if site.has(3) else range(site.rank(0))
-    axes, x = [a % site.rank(0) for a in named], site.tensor(0)
+    axes, x = [axis_of(a, site.rank(0)) for a in named], site.tensor(0)
     if len(given) != 2 * len(axes):
         raise UnsupportedError(f"{len(given)} widths for {len(axes)} axes")
     widths = [(0, 0)] * x.rank

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphc.graph.node import Node
 from graphc.onnx.rules.gathering import element_positions, nd_positions
-from graphc.onnx.site import Site, UnsupportedError, rule
+from graphc.onnx.site import Site, UnsupportedError, axis_of, rule
 from graphc.ops import elementwise as ew
 from graphc.ops.gather import ScatterAdd
 from graphc.ops.movement import reshape
@@ -30,7 +30,7 @@ def scatter_elements(site: Site) -> Node:
     x, index, updates = (site.tensor(k) for k in range(3))
     if index.shape != updates.shape:
         raise UnsupportedError(f"updates {updates.type} at indices {index.type}")
-    where_to = element_positions(x.shape, index, site.get("axis", 0) % x.rank)
+    where_to = element_positions(x.shape, index, axis_of(site.get("axis", 0), x.rank))
     flat = (index.type.size,)
     found = _combined(
         reshape(x, (x.type.size,)), reshape(where_to, flat), reshape(updates, flat),
@@ -60,7 +60,7 @@ def scatter_nd(site: Site) -> Node:
 def tensor_scatter(site: Site) -> Node:
     """A sequence written into a cache along an axis, from an index of its own for each of the batch."""
     cache, update = site.tensor(0), site.tensor(1)
-    axis = site.get("axis", -2) % cache.rank
+    axis = axis_of(site.get("axis", -2), cache.rank)
     mode, extent = site.get("mode", "linear"), cache.shape[axis]
     if axis == 0 or not isinstance(extent, int):
         raise UnsupportedError("a sequence along the batch")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphc.onnx.rules.slicing import parts_along
-from graphc.onnx.site import Result, Site, UnsupportedError, rule
+from graphc.onnx.site import Result, Site, UnsupportedError, axis_of, rule
 from graphc.onnx.values import Known, Listed, Value
 from graphc.ops.movement import concat, reshape
 
@@ -70,7 +70,7 @@ def split_to_sequence(site: Site) -> Listed:
     """Parts of given extents, of one extent of which the last may be smaller, or of 1, whose axis may go."""
     given = site.known(1, "split") if site.has(1) else None
     x, rank = site.tensor(0), site.rank(0)
-    axis = site.get("axis", 0) % rank
+    axis = axis_of(site.get("axis", 0), rank)
     extent = x.shape[axis]
     if not isinstance(extent, int):
         raise UnsupportedError("a split of the run-time batch")

@@ -6,7 +6,7 @@ import numpy as np
 
 from graphc.graph.node import Node
 from graphc.onnx.rules.gathering import looked_up
-from graphc.onnx.site import Result, Site, UnsupportedError, rule
+from graphc.onnx.site import Result, Site, UnsupportedError, axis_of, rule
 from graphc.ops.leaves import constant
 from graphc.ops.matmul import matmul
 from graphc.ops.movement import reshape, transpose
@@ -76,7 +76,9 @@ def dft(site: Site) -> Node:
     if site.has(2):
         axis = site.ints(2, "axis")[0]
     x = site.tensor(0)
-    return _transformed(x, axis % x.rank, length, bool(site.get("inverse", 0)), bool(site.get("onesided", 0)))
+    return _transformed(
+        x, axis_of(axis, x.rank), length, bool(site.get("inverse", 0)), bool(site.get("onesided", 0))
+    )
 
 
 @rule("STFT")

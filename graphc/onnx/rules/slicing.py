@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from graphc.graph.node import Node
-from graphc.onnx.site import Result, Site, UnsupportedError, rule
+from graphc.onnx.site import Result, Site, UnsupportedError, axis_of, rule
 from graphc.onnx.values import Known, Value
 from graphc.ops.movement import getitem, split
 from graphc.types import Size
@@ -32,7 +32,8 @@ def _slices(site: Site) -> tuple[slice, ...]:
     steps = _given(site, 4, "steps") or [1] * len(starts)
     rank, index = site.rank(0), [slice(None)] * site.rank(0)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        extent = site.shape(0)[axis % rank]
+        axis = axis_of(axis, rank)
+        extent = site.shape(0)[axis]
         if not isinstance(extent, int):
             whole = end == extent or (isinstance(end, int) and end >= np.iinfo(np.int32).max)
             if start == 0 and step == 1 and whole:
@@ -41,9 +42,9 @@ def _slices(site: Site) -> tuple[slice, ...]:
         if not (isinstance(start, int) and isinstance(end, int)):
             raise UnsupportedError("a bound that depends on the run-time batch")
         if end < -extent and step < 0:
-            index[axis % rank] = slice(start, None, step)  # down to the first element
+            index[axis] = slice(start, None, step)  # down to the first element
         else:
-            index[axis % rank] = slice(start, end, step)
+            index[axis] = slice(start, end, step)
     return tuple(index)
 
 
@@ -67,7 +68,7 @@ def split_(site: Site) -> Result:
     """Parts of given extents, or equal ones of which the last may be smaller."""
     sizes = _given(site, 1, "split")
     x = site.tensor(0)
-    axis = site.get("axis", 0) % x.rank
+    axis = axis_of(site.get("axis", 0), x.rank)
     extent = x.shape[axis]
     if not isinstance(extent, int):
         if site.outputs == 1 and sizes is None:
