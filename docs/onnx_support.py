@@ -129,11 +129,11 @@ class Suite:
 
 def _operator(name: str, category: str, model: Any) -> str:
     """Return the operator that a test is about: that of its only node, or what its name says."""
-    if model is not None and category == "Node" and len(model.graph.node) == 1:
+    if model is not None and category == "NodeModel" and len(model.graph.node) == 1:
         return str(model.graph.node[0].op_type)
-    if category == "Node" and "expanded" in name:
+    if category == "NodeModel" and "expanded" in name:
         return "decompositions (" + name.removeprefix("test_").split("_")[0] + ")"
-    return f"models: {category}"
+    return f"models: {category.removesuffix('Model')}"
 
 
 def work() -> None:

@@ -11,8 +11,6 @@ import numpy as np
 
 from graphc.errors import GraphcError, GraphError
 
-OLDEST = 6  # the oldest operator set of ONNX that is read
-
 
 def read(onnx: Any, model: Any) -> Any:
     """Return a model as a ``ModelProto``. What lies in other files is not read yet.
@@ -113,11 +111,6 @@ def check_names(onnx: Any, proto: Any, file: str) -> None:
             raise GraphError(
                 f"onnx: {file}: operator set {opset.domain or 'ai.onnx'!r} {opset.version} is not known; the "
                 f"newest of ONNX that is known is {newest}"
-            )
-        if own and opset.version < OLDEST:
-            raise GraphError(
-                f"onnx: {file}: operator set {opset.version} is too old; {OLDEST} and newer are read, to which "
-                "onnx.version_converter converts"
             )
     if not any(o.domain in ("", "ai.onnx") for o in proto.opset_import):
         if any(node.domain in ("", "ai.onnx") for node in graph.node):

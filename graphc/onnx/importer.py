@@ -218,7 +218,7 @@ class Importer:
             return  # results of a node that was refused: that one is reported
         check_attributes(node, key[0], version)
         if key[0] == "" and version < _OLD:
-            check_old(node, [shape_of(values[n]) if n else None for n in node.input])
+            check_old(node, version, [shape_of(values[n]) if n else None for n in node.input])
         site = Site(
             key[1], node.name, version, tuple(values[n] if n else None for n in node.input),
             {a.name: value for a in node.attribute if (value := self._attribute(a)) is not None},

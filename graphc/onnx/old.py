@@ -1,4 +1,4 @@
-"""Refuses nodes of ONNX's operator set 6 that mean something else there than in 7 and newer, which rules follow."""
+"""Refuses nodes of ONNX's operator sets below 7 that mean something else there than in those that rules follow."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from graphc.types import Shape
 _SAYS_WHAT_IS_SO = {"consumed_inputs", "broadcast", "is_test"}
 
 
-def check_old(node: Any, shapes: Sequence[Shape | None]) -> None:
-    """Refuse what operator set 6 gives another meaning.
+def check_old(node: Any, version: int, shapes: Sequence[Shape | None]) -> None:
+    """Refuse what an old operator set gives another meaning: below 6, every operator that has changed since.
 
     Its ``broadcast`` puts the second input's axes beside the last ones of the first, as NumPy does, or from ``axis``
     on: those are the same where the axes end together.
@@ -24,9 +24,12 @@ def check_old(node: Any, shapes: Sequence[Shape | None]) -> None:
     """
     onnx, given = onnx_package(), {a.name: a for a in node.attribute}
     try:
-        known = onnx.defs.get_schema(node.op_type, 7, "").attributes
+        now, then = (onnx.defs.get_schema(node.op_type, v, "") for v in (7, version))
     except onnx.defs.SchemaError:
-        return  # an operator that 7 does not have: there is no rule that could be wrong about it
+        return  # an operator that one of them does not have: there is no rule that could be wrong about it
+    if version < 6 and now.since_version != then.since_version:
+        raise UnsupportedError(f"operator set {version} gives it another meaning than those from 7 on")
+    known = now.attributes
     for name in given:
         if name in known or (name in _SAYS_WHAT_IS_SO and (name == "consumed_inputs" or given[name].i == 1)):
             continue
