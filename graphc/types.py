@@ -10,13 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from graphc.errors import DTypeError, ShapeError
 
-DType: TypeAlias = Literal["float32", "float64", "int32", "int64", "uint8", "bool"]
-DTYPES: tuple[DType, ...] = ("float32", "float64", "int32", "int64", "uint8", "bool")
-ITEMSIZE: dict[DType, int] = {"float32": 4, "float64": 8, "int32": 4, "int64": 8, "uint8": 1, "bool": 1}
+DType: TypeAlias = Literal[
+    "float32", "float64", "int32", "int64", "uint8", "bool", "int8", "int16", "uint16", "uint32", "uint64"
+]
+DTYPES: tuple[DType, ...] = get_args(DType)
+ITEMSIZE: dict[DType, int] = {
+    "float32": 4, "float64": 8, "int32": 4, "int64": 8, "uint8": 1, "bool": 1,
+    "int8": 1, "int16": 2, "uint16": 2, "uint32": 4, "uint64": 8,
+}  # fmt: skip
+INTEGERS: tuple[DType, ...] = tuple(d for d in DTYPES if "int" in d)
 Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
 """What a device's products round float32 operands to: not at all, or to what tensor cores multiply."""
@@ -170,12 +176,42 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-_PROMOTION: tuple[DType, ...] = ("bool", "uint8", "int32", "int64", "float32", "float64")
+def integer_range(dtype: str) -> tuple[int, int]:
+    """Return the least and the greatest value of an integer dtype or of bool."""
+    if dtype == "bool":
+        return 0, 1
+    unsigned, bits = dtype.startswith("u"), int(dtype.removeprefix("u").removeprefix("int"))
+    return (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def wrapped(value: int, dtype: DType) -> int:
+    """Return a whole number as an integer dtype holds it: modulo a power of two."""
+    low, high = integer_range(dtype)
+    return (value - low) % (high - low + 1) + low
+
+
+_SIGNED: tuple[DType, ...] = ("int8", "int16", "int32", "int64")
+_UNSIGNED: tuple[DType, ...] = ("uint8", "uint16", "uint32", "uint64")
 
 
 def promote(dtypes: Iterable[DType]) -> DType:
-    """Return the dtype of an arithmetic result: the highest of bool, uint8, int32, int64, f32, f64."""
-    return max(dtypes, key=_PROMOTION.index)
+    """Return the dtype of an arithmetic result: the wider float if there is one, else the integer that holds all.
+
+    Raises:
+        DTypeError: uint64 meets a signed integer, and no integer holds both.
+    """
+    found = set(dtypes)
+    for real in ("float64", "float32"):
+        if real in found:
+            return real
+    signed = max((k for k, d in enumerate(_SIGNED) if d in found), default=-1)
+    unsigned = max((k for k, d in enumerate(_UNSIGNED) if d in found), default=-1)
+    if signed < 0:
+        return _UNSIGNED[unsigned] if unsigned >= 0 else "bool"
+    wanted = max(signed, unsigned + 1)
+    if wanted >= len(_SIGNED):
+        raise DTypeError(f"no integer holds both uint64 and {_SIGNED[signed]}; cast one of them first")
+    return _SIGNED[wanted]
 
 
 def check_dtype(dtype: str) -> DType:

@@ -114,9 +114,11 @@ def test_double_has_no_suffix() -> None:
 
 
 def test_integers_stay_integers() -> None:
-    assert show("2*n + 1", "int32") == "2*n + 1"
-    assert show("n**2", "int64") == "n*n"
-    assert show("n/2", "int32") == "(int32_t)(0.5*(double)n)"
+    assert show("2*n + 1", "int32") == "(int32_t)(2u*(uint32_t)n + 1u)"  # wraps; nothing is undefined
+    assert show("2*n + 1", "int32", n="int16") == "2*(int32_t)n + 1"  # fits
+    assert show("n**2", "int64") in ("(int64_t)gc_pow2ul((uint64_t)n)", "(int64_t)((uint64_t)n*(uint64_t)n)")
+    assert show("n**2", "uint64") == "n*n"
+    assert show("n/2", "int32") == "gc_to_int32(0.5*(double)n)"
     assert show("max(n, x)", "int64") == "gc_maximuml(n, x)"
     assert show("abs(n)", "int32") == "gc_absi(n)"
     assert show("n + 1", "uint8", n="uint8") == "(uint8_t)((int32_t)n + 1)"
@@ -125,7 +127,7 @@ def test_integers_stay_integers() -> None:
     assert show("where(n > 3.5, x, 0)", "float32", n="int32") == "((float)n > 3.5f ? x : 0.0f)"
     assert show("where(n, x, 0)", "float32", n="bool") == "((int32_t)n != 0 ? x : 0.0f)"
     assert show("n", "float32", n="float64") == "(float)n"
-    assert show("x", "int32", x="float32") == "(int32_t)x"
+    assert show("x", "int32", x="float32") == "gc_to_int32f(x)"
 
 
 def test_truth_values() -> None:

@@ -32,7 +32,7 @@ from graphc.emit.staging import (
     staging_context,
 )
 from graphc.emit.templates import as_it_stands, render
-from graphc.emit.text import C_TYPE, indent, signature
+from graphc.emit.text import C_TYPE, SUFFIXED, indent, modular, signature
 from graphc.emit.update import STEP_NUMBER, scalar_lines, update_context
 from graphc.emit.weights import DEVICE_CONTEXT_BYTES
 from graphc.memory import ArenaPlan
@@ -147,14 +147,16 @@ class _CudaEmitter(Emitter):
         body = "\n".join([*kernels, entry_texts])
         helpers = [_on_device(h) for h in helpers_for(body, self.program.isa)]
         reductions = sorted(
-            set(re.findall(r"\bgc_(warp|block)_(sum|max|min|argmax|argmin)_([fdilb])\(", body))
+            set(re.findall(r"\bgc_(warp|block)_(sum|max|min|argmax|argmin)_([a-z0-9]+)\(", body))
         )
         tile = (
             indent(_render("tile", shares="gc_add_shares<" in body, precision=self.precision)).strip("\n")
             if "gc_product<" in body
             else ""
         )
-        summed = indent(_render("reductions", reductions=reductions, block=THREADS)).strip("\n")
+        summed = indent(
+            _render("reductions", reductions=reductions, block=THREADS, types=SUFFIXED, modular=modular)
+        ).strip("\n")
         prelude = _render(
             "prelude", tile=tile, precision=self.precision, helpers=[h.strip("\n") for h in helpers],
             reductions=summed, **common,

@@ -13,7 +13,7 @@ from graphc.emit.chunked import chunked_facts
 from graphc.emit.packed import flat_pixels, packed_facts
 from graphc.emit.pooled import pooled_facts
 from graphc.emit.pooling import pool_facts
-from graphc.emit.text import C_TYPE, SUFFIX, BodyText, extent, linear, literal
+from graphc.emit.text import C_TYPE, SUFFIX, BodyText, extent, linear, literal, modular
 from graphc.emit.winograd import winograd_facts
 from graphc.program.ir import Access, Accumulate, Compute, Epilogue, Kernel, Load, LoopSpec, Statement, Sweep
 from graphc.types import DType, Extent, Size, at, contiguous_strides, product
@@ -47,6 +47,16 @@ class AccumulatorText:
     best_start: str = ""
     value_ctype: str = ""
     value_suffix: str = ""
+
+    @property
+    def modular(self) -> str:
+        """The unsigned type that an integer sum is computed in; "" for floats."""
+        return "" if self.ctype in ("float", "double") else modular(self.ctype)
+
+    @property
+    def real(self) -> bool:
+        """Whether a value that is compared may be NaN."""
+        return (self.value_ctype if self.best else self.ctype) in ("float", "double")
 
 
 @dataclass
@@ -92,11 +102,15 @@ def _start(kind: str, dtype: DType) -> str:
 
 
 def _lowest(dtype: DType) -> str:
-    return {"int32": "INT32_MIN", "int64": "INT64_MIN", "uint8": "0"}.get(dtype, "-INFINITY")
+    if dtype.startswith("int"):
+        return f"{dtype.upper()}_MIN"
+    return "-INFINITY" if dtype.startswith("float") else "0"
 
 
 def _highest(dtype: DType) -> str:
-    return {"int32": "INT32_MAX", "int64": "INT64_MAX", "uint8": "UINT8_MAX"}.get(dtype, "INFINITY")
+    if dtype == "bool":
+        return "1"
+    return "INFINITY" if dtype.startswith("float") else f"{dtype.upper()}_MAX"
 
 
 def loop_context(kernel: Kernel, batch: int) -> LoopText:

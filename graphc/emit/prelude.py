@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from graphc import scalar
+from graphc.emit.text import SUFFIXED, modular
 from graphc.emit.tiles import tile_helpers
 from graphc.isa import Isa
 
@@ -14,15 +15,17 @@ static inline {T} gc_sum_lanes_{S}(const {T} *lanes) {{
     {T} tree[GC_LANES];
     for (int k = 0; k < GC_LANES; k++) tree[k] = lanes[k];
     for (int half = GC_LANES / 2; half > 0; half /= 2)
-        for (int k = 0; k < half; k++) tree[k] += tree[k + half];
+        for (int k = 0; k < half; k++) {added};
     return tree[0];
 }}
 """
 
+_WRAPPED = "tree[k] = ({T})(({U})tree[k] + ({U})tree[k + half])"
+
 _EXTREME = """\
 static inline {T} gc_{kind}_lanes_{S}(const {T} *lanes) {{
     {T} best = lanes[0];
-    for (int k = 1; k < GC_LANES; k++) best = (lanes[k] {sign} best || lanes[k] != lanes[k]) ? lanes[k] : best;
+    for (int k = 1; k < GC_LANES; k++) best = (lanes[k] {sign} best{nan}) ? lanes[k] : best;
     return best;
 }}
 """
@@ -94,18 +97,20 @@ static inline void gc_poison_{S}(char *arena, size_t from, size_t bytes) {{
 """
 _SIGNALLING = {"f": ("uint32_t", "0x7fa00000u"), "d": ("uint64_t", "0x7ff4000000000000u")}
 
-_TYPES = {"f": "float", "d": "double", "i": "int32_t", "l": "int64_t"}
-
 
 def helpers_for(text: str, isa: Isa) -> list[str]:
     """Return the definitions of the helpers that occur in the text, each after what it needs."""
     found = [scalar.HELPERS[name] for name in scalar.helpers_used(text)]
-    for suffix, ctype in _TYPES.items():
+    for suffix, ctype in SUFFIXED.items():
         if f"gc_sum_lanes_{suffix}(" in text:
-            found.append(_LANES.format(T=ctype, S=suffix))
+            added = (
+                "tree[k] += tree[k + half]" if suffix in "fd" else _WRAPPED.format(T=ctype, U=modular(ctype))
+            )
+            found.append(_LANES.format(T=ctype, S=suffix, added=added))
         for kind, sign in (("max", ">"), ("min", "<")):
             if f"gc_{kind}_lanes_{suffix}(" in text:
-                found.append(_EXTREME.format(T=ctype, S=suffix, kind=kind, sign=sign))
+                nan = " || lanes[k] != lanes[k]" if suffix in "fd" else ""
+                found.append(_EXTREME.format(T=ctype, S=suffix, kind=kind, sign=sign, nan=nan))
     if "gc_first_inside(" in text or "gc_end_inside(" in text:
         found.append(_INSIDE)
     found += tile_helpers(text, isa)
@@ -113,7 +118,7 @@ def helpers_for(text: str, isa: Isa) -> list[str]:
         found.append(_WINDOW)
     if re.search(r"\bgc_(random|uniform_)", text):
         found.append(_RANDOM)
-        found += [_UNIFORM.format(T=_TYPES[s], S=s) for s in ("f", "d") if f"gc_uniform_{s}(" in text]
+        found += [_UNIFORM.format(T=SUFFIXED[s], S=s) for s in ("f", "d") if f"gc_uniform_{s}(" in text]
     for suffix, (word, nan) in _SIGNALLING.items():
         if f"gc_poison_{suffix}(" in text:
             found.append(_POISON.format(S=suffix, T=word, nan=nan))

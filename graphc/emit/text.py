@@ -8,16 +8,28 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import sympy as sp
+
 from graphc import scalar
 from graphc.program.ir import Access, Compute, Index, Load, Number, Operand, Random, Statement, Store
-from graphc.types import DType, Extent, Size
+from graphc.types import DType, Extent, Size, wrapped
 
 C_TYPE = scalar.C_TYPE
 _WIDTH = 110
 _LONG = 72  # characters of a formula, with what it is stored to
 _ATOM = re.compile(r"[\w.]+(\[[^\[\]]*\])?")
 _LINKAGE = ('extern "C" {', '} /* extern "C" */')
-SUFFIX = {"float32": "f", "float64": "d", "int32": "i", "int64": "l", "uint8": "b", "bool": "b"}
+SUFFIX = {
+    "float32": "f", "float64": "d", "int32": "i", "int64": "l", "uint8": "b", "bool": "b",
+    "int8": "i8", "int16": "i16", "uint16": "u16", "uint32": "u32", "uint64": "u64",
+}  # fmt: skip
+SUFFIXED = {s: C_TYPE[d] for d, s in SUFFIX.items()}
+"""The C type of a suffix."""
+
+
+def modular(ctype: str) -> str:
+    """Return the unsigned type in which sums of an integer type wrap; nothing of them is undefined in C."""
+    return "uint64_t" if "64" in ctype else "uint32_t"
 
 
 def extent(size: Size) -> str:
@@ -52,7 +64,8 @@ def literal(value: float, dtype: DType) -> str:
         if math.isinf(value):
             return "INFINITY" if value > 0 else "-INFINITY"
         return scalar.literal(scalar.number(value), dtype)
-    return str(int(value))
+    kind = {"uint64": "uint64", "int64": "int64", "uint32": "int64"}.get(dtype, "int32")
+    return scalar.literal(sp.Integer(wrapped(int(value), dtype)), kind)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from graphc.emit import winograd
 from graphc.emit.pooled import pooling_helper
+from graphc.emit.text import SUFFIXED
 from graphc.isa import Isa
 
-_TYPES = {"f": "float", "d": "double", "i": "int32_t", "l": "int64_t", "b": "uint8_t"}
+_TYPES = SUFFIXED
 
 _VECTORS = """\
 /* Vectors by the GNU extension, which every instruction set gets in its own registers, and arrays of the same

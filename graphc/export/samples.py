@@ -7,8 +7,6 @@ import numpy as np
 from graphc.program.ir import Argument, Bound, Program
 from graphc.types import DType, at
 
-_DTYPES = {"float32": "f4", "float64": "f8", "int32": "i4", "int64": "i8", "bool": "?"}
-
 
 def sample_inputs(program: Program, batch: int) -> dict[str, np.ndarray]:
     """Return values for the inputs of all entry points."""
@@ -28,7 +26,7 @@ def sample_inputs(program: Program, batch: int) -> dict[str, np.ndarray]:
 def _sample(
     rng: np.random.Generator, dtype: DType, shape: tuple[int, ...], bound: Bound | None
 ) -> np.ndarray:
-    kind = np.dtype(_DTYPES[dtype])
+    kind = np.dtype(dtype)
     if kind.kind == "f":
         return rng.normal(size=shape).astype(kind)
     low, high = (bound.low, bound.high) if bound is not None else (0, 2)

@@ -13,7 +13,9 @@ from graphc.errors import GraphError
 from graphc.graph.node import Node, Op, topological
 from graphc.ops.leaves import BatchExtent, Constant, Full, Iota, RandomUniform
 from graphc.philox import uniform
-from graphc.types import Extent, at
+from graphc.types import Extent, at, integer_range
+
+_LARGEST = 2**63 - 2**10  # below 2**63 in float64
 
 
 @functools.lru_cache(maxsize=4096)
@@ -83,4 +85,13 @@ def _value(
         array = at_batch(op, batch).reference(*(env[i] for i in node.inputs))
     if array.shape != shape:
         raise GraphError(f"interpret: {node!r} gave shape {array.shape}, expected {shape}")
-    return array.astype(np.float64 if node.type.is_float else np.int64)
+    return array.astype(np.float64) if node.type.is_float else _as_integers(node, array)
+
+
+def _as_integers(node: Node, array: np.ndarray) -> np.ndarray:
+    """Return values as the node's dtype holds them, in int64: a cast of floats ends at its bounds, all else wraps."""
+    low, high = integer_range(node.dtype)
+    if any(i.type.is_float for i in node.inputs):
+        array = np.clip(np.nan_to_num(array, posinf=np.inf, neginf=-np.inf), low, min(high, _LARGEST))
+    whole = array.astype(np.int64)
+    return whole if high > 2**32 else (whole - low) % (high - low + 1) + low

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -12,9 +13,10 @@ import numpy as np
 from graphc.errors import GraphcError, RangeError, ShapeError
 from graphc.graph.node import Node, Op, names_the_line
 from graphc.initialisers import Initialiser, as_initialiser
-from graphc.types import DType, N, Shape, Size, TensorType, check_dtype, shape_text
+from graphc.types import DType, N, Shape, Size, TensorType, check_dtype, shape_text, wrapped
 
 _identities = itertools.count()
+_EXACT = 2**53  # up to which a float64 holds every whole number
 
 
 class Scope:
@@ -243,13 +245,15 @@ def constant(values: np.ndarray | float | Sequence[float], dtype: str | None = N
     array = np.array(array, dtype=held, order="C")
     if array.size == 0:
         raise ShapeError(f"constant: empty arrays are not supported, got shape {shape_text(array.shape)}")
-    if array.ndim == 0:
+    if array.ndim == 0 and (held == "float64" or abs(int(array)) <= _EXACT):
         return Full(check_dtype(chosen), (), float(array))()
     return Constant(check_dtype(chosen), array.shape, array.tobytes())()
 
 
 def full(shape: Shape, value: float, dtype: DType = "float32") -> Node:
-    """Return one number in every element."""
+    """Return one number in every element; integers wrap as their dtype does."""
+    if not dtype.startswith("float") and math.isfinite(value):
+        value = wrapped(int(value), dtype)
     return Full(dtype, shape, float(value))()
 
 

@@ -90,7 +90,8 @@ def _fold_numbers(op: Elementwise, inputs: tuple[Node, ...], node: Node) -> Node
     expr = scalar.substitute(op.expr, values) if len(kept) < len(operands) else op.expr
     if expr == scalar.argument(0) and kept and kept[0].dtype == node.dtype:
         return expand(kept[0], node.shape)
-    if expr.is_number and expr.is_finite and expr.is_real:
+    whole = not node.type.is_float and abs(expr) > 2**53 if expr.is_number else False
+    if expr.is_number and expr.is_finite and expr.is_real and not whole:
         return full(node.shape, float(expr), node.dtype)
     if len(kept) == len(operands) and tuple(operands) == inputs:
         return None

@@ -1,8 +1,9 @@
 """The small C functions behind expressions that no single libm call computes.
 
 Each exists for float (suffix ``f``) and double (no suffix); what makes sense for integers also for
-``int32_t`` (suffix ``i``) and ``int64_t`` (suffix ``l``). NaN in gives NaN out, everywhere. Some functions of
-libm have a float32 version of graphc's own, see :mod:`graphc.scalar.vectorised`.
+``int32_t`` (suffix ``i``) and ``int64_t`` (``l``), and for their unsigned fellows (``u`` and ``ul``). NaN in
+gives NaN out, everywhere. Some functions of libm have a float32 version of graphc's own, see
+:mod:`graphc.scalar.vectorised`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from graphc.scalar.vectorised import VECTORISED
+from graphc.types import INTEGERS, integer_range
 
-SUFFIX: Mapping[str, str] = MappingProxyType({"float32": "f", "float64": "", "int32": "i", "int64": "l"})
+SUFFIX: Mapping[str, str] = MappingProxyType(
+    {"float32": "f", "float64": "", "int32": "i", "int64": "l", "uint32": "u", "uint64": "ul"}
+)
 """What a helper's name ends with, by the dtype it computes in."""
 
 C_TYPE: Mapping[str, str] = MappingProxyType(
@@ -24,6 +28,11 @@ C_TYPE: Mapping[str, str] = MappingProxyType(
         "int64": "int64_t",
         "uint8": "uint8_t",
         "bool": "uint8_t",
+        "int8": "int8_t",
+        "int16": "int16_t",
+        "uint16": "uint16_t",
+        "uint32": "uint32_t",
+        "uint64": "uint64_t",
     }
 )
 """The C type that stores a dtype."""
@@ -211,6 +220,63 @@ static inline T gc_whole_powerF(T base, T n) {
 """,
 }
 
+_UNSIGNED = {
+    **_WHOLE,
+    "sign": """\
+static inline T gc_signF(T x) {
+    return x > 0;
+}
+""",
+    "quotient": """\
+static inline T gc_quotientF(T a, T b) {
+    return b == 0 ? 0 : a / b;
+}
+""",
+    "remainder": """\
+static inline T gc_remainderF(T a, T b) {
+    return b == 0 ? 0 : a % b;
+}
+""",
+    "modulo": """\
+static inline T gc_moduloF(T a, T b) {
+    return b == 0 ? 0 : a % b;
+}
+""",
+    "shift_left": """\
+static inline T gc_shift_leftF(T a, T b) {
+    return b >= 8 * sizeof(T) ? 0 : a << b;
+}
+""",
+    "shift_right": """\
+static inline T gc_shift_rightF(T a, T b) {
+    return b >= 8 * sizeof(T) ? 0 : a >> b;
+}
+""",
+    "whole_power": """\
+/* base to the power n by squaring, wrapping around. */
+static inline T gc_whole_powerF(T base, T n) {
+    T result = 1u, square = base;
+    for (; n > 0; n /= 2) {
+        result *= n % 2 == 1 ? square : 1u;
+        square *= square;
+    }
+    return result;
+}
+""",
+    "abs": """\
+static inline T gc_absF(T x) {
+    return x;
+}
+""",
+}
+
+_TO_INTEGER = """\
+/* Truncates towards zero; what is out of range becomes the nearest number of the type, and NaN 0. */
+static inline {T} gc_to_{D}{S}({R} x) {{
+    return x >= {end} ? {high} : (x > {low} ? ({T})x : (x == x ? {least} : 0));
+}}
+"""
+
 
 def _power_body(n: int) -> str:
     """Return the helper for x**n: squarings, then the products that the bits of n ask for."""
@@ -250,12 +316,28 @@ def _all_helpers() -> dict[str, str]:
     helpers.update(VECTORISED)
     powers = {f"pow{n}": _power_body(n) for n in range(2, LARGEST_POWER + 1)}
     for dtype, suffix in SUFFIX.items():
-        own = {**_REAL, **_FLOATING} if dtype.startswith("float") else _WHOLE
+        own = _UNSIGNED if dtype.startswith("u") else _WHOLE
+        own = {**_REAL, **_FLOATING} if dtype.startswith("float") else own
         bodies = {**own, **powers}
         for name, body in bodies.items():
             # What is vectorised already has a text of its own.
             helpers.setdefault(f"gc_{name}{suffix}", _instantiate(body, dtype))
-    return helpers
+    return helpers | _conversions()
+
+
+def _conversions() -> dict[str, str]:
+    """Return the helpers that make integers of floats."""
+    found = {}
+    for dtype in INTEGERS:
+        low, high = integer_range(dtype)
+        name = dtype.upper()
+        for real, mark in (("float32", "f"), ("float64", "")):
+            # The bounds are powers of two, or zero, which both types hold exactly.
+            found[f"gc_to_{dtype}{mark}"] = _TO_INTEGER.format(
+                T=C_TYPE[dtype], D=dtype, S=mark, R=C_TYPE[real], end=f"{high + 1}.0{mark}",
+                low=f"{low}.0{mark}", high=f"{name}_MAX", least="0" if low == 0 else f"{name}_MIN",
+            )  # fmt: skip
+    return found
 
 
 HELPERS: Mapping[str, str] = MappingProxyType(_all_helpers())

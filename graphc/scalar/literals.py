@@ -71,7 +71,7 @@ def literal(expr: sp.Expr, dtype: str) -> str:
     Raises: FormulaError for a number that is not real, or not whole where the dtype is an integer.
     """
     value = constant(expr)
-    if dtype in ("int32", "int64"):
+    if not dtype.startswith("float"):
         return _integer(value, dtype)
     if value is sp.nan:
         return "NAN"
@@ -98,6 +98,8 @@ def _integer(value: sp.Expr, dtype: str) -> str:
     if not value.is_Integer:
         raise FormulaError(f"{describe(value)} is not a whole number, and its dtype is {dtype}")
     whole = int(value)
+    if dtype.startswith("u"):  # of what is computed modulo a power of two
+        return f"{whole % 2 ** int(dtype[4:])}u"
     bits = 31 if dtype == "int32" else 63
     if not -(2**bits) <= whole < 2**bits:
         raise FormulaError(f"{whole} does not fit in {dtype}")

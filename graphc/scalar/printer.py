@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator as op
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 import sympy as sp
@@ -19,8 +19,8 @@ from graphc.scalar.describe import describe
 from graphc.scalar.helpers import C_TYPE, LARGEST_POWER, SUFFIX, c_function
 from graphc.scalar.literals import constant, literal
 from graphc.scalar.symbols import is_condition, symbols_of
+from graphc.types import integer_range
 
-_INTEGERS = ("int32", "int64", "uint8", "bool")
 _ATOM, _UNARY, _MUL, _ADD = 4, 3, 2, 1
 # What may be written twice: a name, or an element of an array.
 _REPEATABLE = re.compile(r"[A-Za-z_]\w*(\[[\w +*.\-]*\])?")
@@ -76,7 +76,17 @@ def _print(expr: sp.Basic, table: tuple[tuple[sp.Symbol, str, str], ...], dtype:
         return f"({_paren(text, level, _ADD)} != {literal(sp.S.Zero, kind)})"
     if kind == dtype:
         return text
+    if kind.startswith("float"):
+        return f"gc_to_{dtype}{SUFFIX[kind]}({text})"
     return f"({C_TYPE[dtype]}){_paren(text, level, _UNARY)}"
+
+
+def _outcome(operator: str, dtype: str, number: int) -> bool | None:
+    """Return what comparing any value of an integer dtype with a number gives; None if that depends on the value."""
+    low, high = (0, 255) if dtype == "bool" else integer_range(dtype)  # a caller's byte may be any
+    near = {low, high, *(v for v in (number - 1, number, number + 1) if low <= v <= high)}
+    outcomes = {_COMPARE[operator](value, number) for value in near}
+    return outcomes.pop() if len(outcomes) == 1 else None
 
 
 def _paren(text: str, level: int, needed: int) -> str:
@@ -99,7 +109,7 @@ def _is_indicator(expr: sp.Basic) -> bool:
 def _whole(expr: sp.Basic, dtypes: Mapping[sp.Symbol, str]) -> bool:
     """Whether the expression can be computed exactly in integers."""
     if isinstance(expr, sp.Symbol):
-        return dtypes[expr] in _INTEGERS
+        return not dtypes[expr].startswith("float")
     if isinstance(expr, sp.Integer):
         return True
     if isinstance(expr, sp.Piecewise):
@@ -114,17 +124,62 @@ def _whole(expr: sp.Basic, dtypes: Mapping[sp.Symbol, str]) -> bool:
 
 def _computing_dtype(expr: sp.Basic, dtypes: Mapping[sp.Symbol, str], wanted: str) -> str:
     """Return the dtype to compute in when the result is to be an integer or a truth value."""
-    used = {dtypes[s] for s in symbols_of(expr)} | ({wanted} - {"bool", "uint8"})
+    used = {dtypes[s] for s in symbols_of(expr)} | {wanted}
     if _whole(expr, dtypes):
-        return "int64" if "int64" in used else "int32"
+        return _integer_kind(used)
     return "float32" if "float32" in used and "float64" not in used else "float64"
+
+
+def _integer_kind(used: Iterable[str]) -> str:
+    """Return the type that integers are computed in: one that holds the values of all, where there is one."""
+    if "uint64" in used:
+        return "uint64"
+    return "int64" if {"int64", "uint32"} & set(used) else "int32"
+
+
+def _range(e: sp.Basic, dtypes: Mapping[sp.Symbol, str]) -> tuple[int, int] | None:
+    """Return bounds of a whole expression without any overflow; None where they are not known."""
+    if isinstance(e, sp.Symbol):
+        return integer_range(dtypes[e])
+    if isinstance(e, sp.Integer):
+        return int(e), int(e)
+    if isinstance(e, sp.Piecewise):
+        parts = [_range(value, dtypes) for value, _ in e.args]
+        known = [p for p in parts if p is not None]
+        return (min(p[0] for p in known), max(p[1] for p in known)) if len(known) == len(parts) else None
+    if isinstance(e, sp.Add):
+        terms = [_range(a, dtypes) for a in e.args]
+        added = [t for t in terms if t is not None]
+        return (sum(t[0] for t in added), sum(t[1] for t in added)) if len(added) == len(terms) else None
+    if isinstance(e, sp.Mul | sp.Pow):
+        factors = e.args if isinstance(e, sp.Mul) else (e.base,) * int(e.exp)
+        low, high = 1, 1
+        for factor in factors:
+            found = _range(factor, dtypes)
+            if found is None:
+                return None
+            corners = [a * b for a in (low, high) for b in found]
+            low, high = min(corners), max(corners)
+        return low, high
+    return None
 
 
 class _Printer:
     """Prints with one computing dtype; each method returns the text and how tightly it binds."""
 
-    def __init__(self, names: Mapping[sp.Symbol, str], dtypes: Mapping[sp.Symbol, str], kind: str) -> None:
-        self.names, self.dtypes, self.kind = names, dtypes, kind
+    def __init__(
+        self, names: Mapping[sp.Symbol, str], dtypes: Mapping[sp.Symbol, str], kind: str, within: str = ""
+    ) -> None:
+        """Print in a kind; ``within`` is the signed kind whose sums and products wrap in an unsigned one."""
+        self.names, self.dtypes, self.kind, self.within = names, dtypes, kind, within
+
+    def _may_overflow(self, e: sp.Expr) -> bool:
+        """Whether the signed arithmetic could leave its type, which C leaves undefined."""
+        if self.kind not in ("int32", "int64"):
+            return False
+        low, high = integer_range(self.kind)
+        found = _range(e, self.dtypes)
+        return found is None or found[0] < low or found[1] > high
 
     def value(self, e: sp.Basic) -> _Text:
         """Return a number's text."""
@@ -133,6 +188,12 @@ class _Printer:
             if self.dtypes[e] == self.kind:
                 return name, _ATOM
             return f"({C_TYPE[self.kind]}){name}", _UNARY
+        if isinstance(e, sp.Add | sp.Mul | sp.Pow) and symbols_of(e) and self._may_overflow(e):
+            text, level = _Printer(self.names, self.dtypes, f"u{self.kind}", self.kind).value(e)
+            return f"({C_TYPE[self.kind]}){_paren(text, level, _UNARY)}", _UNARY
+        if self.within and isinstance(e, sp.Piecewise | sp.Function):
+            text, level = _Printer(self.names, self.dtypes, self.within).value(e)
+            return f"({C_TYPE[self.kind]}){_paren(text, level, _UNARY)}", _UNARY
         if not symbols_of(e) and not is_condition(e):
             text = literal(e, self.kind)
             return text, _ADD if text.startswith("-") else _ATOM
@@ -170,14 +231,14 @@ class _Printer:
         return text if isinstance(e, sp.And | sp.Or) else _bare(text)
 
     def _comparison(self, lhs: sp.Expr, operator: str, rhs: sp.Expr) -> str:
-        if isinstance(lhs, sp.Symbol) and self.dtypes[lhs] in ("uint8", "bool") and rhs.is_Integer:
+        if isinstance(lhs, sp.Symbol) and _whole(lhs, self.dtypes) and rhs.is_Integer:
             # gcc refuses to compare an unsigned byte with what it never is: n >= 0.
-            outcomes = {_COMPARE[operator](byte, int(rhs)) for byte in range(256)}
-            if len(outcomes) == 1:
-                return str(int(outcomes.pop()))
+            outcome = _outcome(operator, self.dtypes[lhs], int(rhs))
+            if outcome is not None:
+                return str(int(outcome))
         used = {self.dtypes[s] for s in symbols_of(lhs) | symbols_of(rhs)}
         if _whole(lhs, self.dtypes) and _whole(rhs, self.dtypes) and used:
-            kind = "int64" if "int64" in used else "int32"
+            kind = _integer_kind(used)
         elif "float64" in used or not used & {"float32"}:
             kind = "float64" if self.kind != "float32" or "float64" in used else "float32"
         else:

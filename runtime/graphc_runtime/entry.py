@@ -21,6 +21,11 @@ _POINTERS = {
     "int64": "int64_t[]",
     "uint8": "uint8_t[]",
     "bool": "uint8_t[]",
+    "int8": "int8_t[]",
+    "int16": "int16_t[]",
+    "uint16": "uint16_t[]",
+    "uint32": "uint32_t[]",
+    "uint64": "uint64_t[]",
 }
 Shape = tuple[int, ...]
 
