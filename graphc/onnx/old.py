@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +38,3 @@ def check_old(node: Any, version: int, shapes: Sequence[Shape | None]) -> None:
         raise UnsupportedError(f"its attribute {name!r} is one of operator sets before 7")
     if node.op_type in ("BatchNormalization", "Dropout") and "is_test" not in given:
         raise UnsupportedError("without is_test=1 its meaning before operator set 7 is that of training")
-    if node.op_type == "PRelu" and len(shapes) == 2 and shapes[0] and shapes[1]:
-        many = any(not isinstance(d, int) for d in shapes[1]) or math.prod(map(int, shapes[1])) > 1  # type: ignore[arg-type]
-        if many and len(shapes[0]) != 2:
-            raise UnsupportedError("before operator set 7 its slopes belong to the axis of channels")

@@ -46,6 +46,18 @@ class Flat(_Exact):
     """A function whose derivative is 0 wherever it has one."""
 
 
+class _Bounded(Flat):
+    """A function whose value depends on the dtype, unless it fits in 32 bits: only then it is evaluated."""
+
+    @classmethod
+    def eval(cls, *args: sp.Expr) -> sp.Expr | None:
+        """Return the exact value for integers if it is small, else leave the call as it is."""
+        if not all(a.is_Integer for a in args):
+            return None
+        value = cls.exact(*map(int, args))
+        return None if value is None or not -(2**31) <= value < 2**31 else sp.Integer(value)
+
+
 class rint(Flat):
     """The nearest whole number, the even one of two that are equally near."""
 
@@ -129,15 +141,11 @@ class bit_not(Flat):
     exact = staticmethod(lambda a: ~int(a))
 
 
-class shift_left(_Exact):
+class shift_left(_Bounded):
     """An integer times 2 to the power of another, in the bits that its dtype has."""
 
     nargs = 2
-
-    @classmethod
-    def eval(cls, *args: sp.Expr) -> sp.Expr | None:
-        """Leave the call as it is: the value depends on the dtype."""
-        return None
+    exact = staticmethod(lambda a, b: int(a) << int(b) if 0 <= b < 31 else None)
 
 
 class shift_right(_Exact):
@@ -147,15 +155,11 @@ class shift_right(_Exact):
     exact = staticmethod(lambda a, b: _shift_right(int(a), int(b)))
 
 
-class whole_power(_Exact):
+class whole_power(_Bounded):
     """An integer to the power of another, which wraps around; 0 for what is no whole number."""
 
     nargs = 2
-
-    @classmethod
-    def eval(cls, *args: sp.Expr) -> sp.Expr | None:
-        """Leave the call as it is: the value depends on the dtype."""
-        return None
+    exact = staticmethod(lambda a, b: _power(int(a), int(b)) if b < 31 else None)
 
 
 def _on_integers(function: Callable[..., Any]) -> Callable[..., Array]:

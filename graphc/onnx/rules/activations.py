@@ -8,6 +8,7 @@ from graphc.graph.node import Node
 from graphc.onnx.rules.arithmetic import operand
 from graphc.onnx.site import Site, UnsupportedError, rule
 from graphc.ops import elementwise as ew
+from graphc.ops.movement import reshape
 
 
 def _number(site: Site, name: str, default: float) -> float:
@@ -30,8 +31,12 @@ def leaky_relu(site: Site) -> Node:
 
 @rule("PRelu")
 def prelu(site: Site) -> Node:
-    """The slope is a tensor, which broadcasts to the shape of the other."""
+    """The slope is a tensor, which broadcasts to the shape of the other; before version 7 it is one a channel."""
     x, slope = site.tensor(0), site.tensor(1)
+    if site.version < 7 and slope.rank > 1:
+        raise UnsupportedError("before operator set 7 its slopes belong to the axis of channels")
+    if site.version < 7 and slope.rank == 1 and x.rank > 2:
+        slope = reshape(slope, (*slope.shape, *(1,) * (x.rank - 2)))
     if x.type.is_float:
         return ew.leaky_relu(x, slope)
     return ew.where(ew.less(x, 0), ew.mul(x, slope), x)
