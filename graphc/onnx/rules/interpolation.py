@@ -50,6 +50,12 @@ def taps(
     r: Resampling, size: int, out: int, scale: float, roi: tuple[float, float] = (0.0, 1.0), fill: float = 0.0
 ) -> Taps:
     """Return what the outputs along one axis are made of."""
+    plain = scale * size == 1 and r.mode != "cubic" and not r.antialias
+    if r.transformation == "pytorch_half_pixel" and out == 1 and size > 1 and not plain:
+        # The operator's text, its reference and the framework of that name read three different places here.
+        raise UnsupportedError(
+            f"coordinate_transformation_mode='pytorch_half_pixel' of {size} elements to one"
+        )
     at = _coordinates(r.transformation, size, out, scale, roi)
     crop = r.transformation == "tf_crop_and_resize"
     outside = ((at < 0) | (at > size - 1)) if crop else np.zeros(out, bool)
