@@ -181,6 +181,10 @@ class Emission:
 
 def _writer_of(node: Node) -> Writer:
     writer = WRITERS.get(type(node.op))
+    if any(
+        str(i.dtype) == "uint64" for i in node.inputs
+    ):  # other widths are computed in int64, which it exceeds
+        raise GraphError(f"to_onnx: {node.op.title} of uint64 cannot be written in ONNX, at {node.source}")
     if writer is None:
         raise GraphError(f"to_onnx: {node.op.title} cannot be written in ONNX, at {node.source}")
     return writer
