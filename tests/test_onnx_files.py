@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import graphc as gc
-from graphc.errors import GraphcError, GraphError
+from graphc.errors import GraphcError, GraphError, UnknownNameError
 from graphc.graph.interpret import interpret
 from graphc.onnx.fold import fold
 from graphc.onnx.site import UnsupportedError
@@ -249,3 +252,79 @@ def test_mutations_are_read_or_refused_and_do_nothing_else() -> None:
         except GraphcError:
             refused += 1
     assert refused > 100
+
+
+def three_layers() -> onnx.ModelProto:
+    """Return three products with relu between them, on a batch of 64."""
+    rng = np.random.default_rng(0)
+    model = chain(
+        node("MatMul", "xa", "d"), node("Relu", "d", "e"), node("MatMul", "eb", "f"), node("Relu", "f", "g"),
+        node("MatMul", "gc", "y"),
+    )  # fmt: skip
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 64
+    for name, shape in (("a", (3, 40)), ("b", (40, 40)), ("c", (40, 2))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.random(shape, np.float32), name))
+    return model
+
+
+def test_frozen_parameters_cost_neither_gradient_nor_memory() -> None:
+    def compiled(**chosen: Any) -> gc.Module:
+        model = gc.onnx.load(three_layers(), **chosen)
+        loss = gc.losses.mse(model.outputs["y"], gc.input("t", (64, 2)))
+        return gc.compile(model.outputs, loss, gc.SGD(0.01, momentum=0.9))
+
+    whole, part = compiled(), compiled(freeze="[ab]")
+    assert sorted(whole.grads) == sorted(whole.slots["velocity"]) == ["a", "b", "c"]
+    assert sorted(part.grads) == sorted(part.slots["velocity"]) == ["c"]
+    # Relu's results, 64 * 40 floats each, are kept for the gradients of a, b and c.
+    assert part.plan("train").arena_bytes <= whole.plan("train").arena_bytes - 64 * 40 * 4
+    before = {name: part.params[name].copy() for name in "abc"}
+    part.train_step(x=np.ones((64, 3), np.float32), t=np.zeros((64, 2), np.float32))
+    assert [n for n in "abc" if not np.array_equal(part.params[n], before[n])] == ["c"]
+
+
+@pytest.mark.parametrize("option", ["trainable", "freeze"])
+def test_patterns_that_match_nothing_are_refused(option: str) -> None:
+    with pytest.raises(
+        UnknownNameError, match=rf"{option}='conv\*' matches no parameter; there are 'a', 'b'"
+    ):
+        gc.onnx.load(three_layers(), **{option: ["a", "conv*"]})  # type: ignore[arg-type]
+
+
+_MEMORY = """
+import resource, sys
+import graphc as gc
+for path in sys.argv[1:]:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = gc.onnx.load(path)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    model = None
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+def test_a_large_model_takes_at_most_twice_its_size(tmp_path: Path) -> None:
+    """Once where its weights lie in a file beside it; twice in the model's own, of which protobuf makes a copy."""
+    onnx.save(small(), tmp_path / "small.onnx")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2500]) for name in "xy")
+    nodes = [
+        node("MatMul", "xa", "e"),
+        node("MatMul", "eb", "f"),
+        node("MatMul", "fc", "g"),
+        node("MatMul", "gd", "y"),
+    ]
+    weights = [numpy_helper.from_array(np.ones((2500, 2500), np.float32), name) for name in "abcd"]
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y], weights))
+    onnx.save(model, tmp_path / "inline.onnx")
+    onnx.save(
+        model, tmp_path / "beside.onnx", save_as_external_data=True, location="weights", size_threshold=0
+    )
+    paths = [str(tmp_path / f"{name}.onnx") for name in ("small", "beside", "inline")]
+    found = subprocess.run(
+        [sys.executable, "-c", _MEMORY, *paths], check=True, capture_output=True, text=True
+    )
+    _, beside, inline = (int(line) * 1024 for line in found.stdout.split())
+    size, more = 4 * 4 * 2500**2, 2**23  # what else the allocator takes
+    assert size * 0.9 < beside < size + more
+    # On top of what was the most before, which was the size.
+    assert beside + inline < 2 * size + more

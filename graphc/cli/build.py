@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from graphc.cli import places
+import graphc as gc
+from graphc.cli import onnx_nets, places
 from graphc.cli.nets import module_of
 from graphc.errors import GraphError, RangeError
 from graphc.export import TARGETS
@@ -21,7 +22,8 @@ of training. Of the other options it takes --weights-from and --overwrite alone.
 
 {places.SYNTAX}
 
-A ready-made net is compiled with cross-entropy and SGD. Weights are random unless --weights-from names a file."""
+A ready-made net is compiled with cross-entropy and SGD. An ONNX file brings its weights;
+--loss, with SGD, makes one that can be trained. Other weights are random unless --weights-from names a file."""
 EXAMPLES = """\
 examples:
   graphc build model:lenet -o lenet/ && make -C lenet check
@@ -31,7 +33,9 @@ examples:
   graphc build model:lenet -o arm/ --target aarch64 --weights c --single-file
   graphc build model:lenet -o x86/ --target x86-64,x86-64-v3,x86-64-v4
   graphc build model:lenet -o m4/ --target cortex-m4 && make -C m4 check
-  graphc build model:lenet -o lenet.onnx"""
+  graphc build model:lenet -o lenet.onnx
+  graphc build net.onnx -o out/ --dim height=224 --dim width=224
+  graphc build net.onnx -o out/ --train --loss cross_entropy --freeze 'conv1*' --lr 0.001"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="call nothing of the C library's mathematics, or refuse the net",
     )
     add("--overwrite", action="store_true", help="replace a bundle or file that is there")
+    onnx_nets.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -74,11 +79,7 @@ def run(options: argparse.Namespace) -> None:
     if options.out.suffix == ".onnx":
         _write_onnx(options)
         return
-    module = module_of(
-        options.net
-    )  # a module that is compiled already keeps its own batch until it is exported
-    if options.weights_from is not None:
-        module.load(options.weights_from)
+    module = _module(options)
     folder = module.export(
         options.out, train=options.train, target=options.target, weights=options.weights, name=options.name,
         batch=options.batch, single_file=options.single_file, wheel=options.wheel, overwrite=options.overwrite,
@@ -92,6 +93,23 @@ def run(options: argparse.Namespace) -> None:
     print(f"{folder}: {len(files)} files, {size:,} bytes; next: make -C {folder} check")
 
 
+def _module(options: argparse.Namespace) -> gc.Module:
+    """Return the net, compiled, with the weights that were chosen.
+
+    Raises:
+        GraphError: its training step is wanted, and nothing says what it learns.
+    """
+    more = onnx_nets.options_of(options)
+    if options.train and more.loss is None and onnx_nets.is_onnx(options.net):
+        losses = ", ".join(onnx_nets.LOSSES)
+        raise GraphError(f"build: --train: {options.net} has no loss; choose one with --loss: {losses}")
+    # A module that is compiled already keeps its own batch until it is exported.
+    module = module_of(options.net, options=more)
+    if options.weights_from is not None:
+        module.load(options.weights_from)
+    return module
+
+
 def _write_onnx(options: argparse.Namespace) -> None:
     """Write an ONNX file and say how large it is."""
     defaults = {
@@ -103,8 +121,6 @@ def _write_onnx(options: argparse.Namespace) -> None:
             raise RangeError(f"build: --{name.replace('_', '-')} says nothing of an ONNX file")
     if options.out.exists() and not options.overwrite:
         raise GraphError(f"build: {options.out} is there already; --overwrite replaces it")
-    module = module_of(options.net)
-    if options.weights_from is not None:
-        module.load(options.weights_from)
+    module = _module(options)
     path = module.to_onnx(options.out, train=options.train)
     print(f"{path}: {path.stat().st_size:,} bytes; any batch, opset 21")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from graphc.cli import colour, places
+from graphc.cli import colour, onnx_nets, places
 from graphc.cli.nets import translation_of
 from graphc.errors import DataError
 from graphc.inspection import describe, differences
@@ -24,7 +24,8 @@ EXAMPLES = """\
 examples:
   graphc diff model:resnet18 model:resnet34
   graphc inspect net.py:module --show all --json > before.json
-  graphc diff before.json net.py:module"""
+  graphc diff before.json net.py:module
+  graphc diff model:lenet lenet.onnx"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,13 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, help="the largest batch of nets that are not compiled yet (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help="print the differences as JSON")
+    onnx_nets.add_dims(parser)
     colour.add_argument(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the differences; return the exit status."""
     colour.check(options.color)
-    found = differences(_data(options.a, options.batch), _data(options.b, options.batch))
+    dims = onnx_nets.options_of(options)
+    found = differences(*(_data(net, options.batch, dims) for net in (options.a, options.b)))
     if options.json:
         rows = [{"where": d.where, "what": d.what} for d in found]
         colour.show(json.dumps(rows, indent=1) + "\n", "json", options.color)
@@ -50,10 +53,12 @@ def run(options: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
-def _data(place: str, batch: int | None) -> dict[str, Any]:
+def _data(place: str, batch: int | None, dims: onnx_nets.OnnxOptions) -> dict[str, Any]:
     """Return the description of a net, or the one in a file."""
     if not place.endswith(".json"):
-        return describe(translation_of(place, batch))
+        return describe(
+            translation_of(place, batch, dims if onnx_nets.is_onnx(place) else onnx_nets.OnnxOptions())
+        )
     try:
         data = json.loads(Path(place).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 import graphc as gc
 from graphc.build import measure_machine
-from graphc.cli import colour, places
+from graphc.cli import colour, onnx_nets, places
 from graphc.cli.nets import module_of, translation_of
 from graphc.errors import GraphcError, RangeError
 from graphc.export.samples import sample_inputs
@@ -46,6 +46,7 @@ examples:
   graphc inspect model:lenet --profile --mode train --batch 64 --trace trace.json
   graphc inspect model:lenet --profile --html lenet.html
   graphc inspect --show source --color always | less -R
+  graphc inspect net.onnx --show plan --mode train --loss cross_entropy
   graphc inspect model.py:module --show all --json > module.json"""
 
 _VIEWS = ("layers", "written", "graph", "kernels", "calls", "plan", "source", "all")
@@ -70,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="the view as JSON")
     add("--html", type=Path, metavar="FILE",
         help="write a page with all levels, source, memory and profile, to be explored")  # fmt: skip
+    onnx_nets.add_arguments(parser)
     colour.add_argument(parser)
 
 
@@ -79,14 +81,20 @@ def run(options: argparse.Namespace) -> None:
     if options.profile:
         _show_profile(options)
     elif options.html is not None:
-        _write_page(translation_of(options.net, options.batch), options.html)
+        _write_page(translation_of(options.net, options.batch, onnx_nets.options_of(options)), options.html)
     elif options.explain is not None:
-        _print(options, explain(translation_of(options.net, options.batch), options.explain), "story")
+        _print(
+            options,
+            explain(
+                translation_of(options.net, options.batch, onnx_nets.options_of(options)), options.explain
+            ),
+            "story",
+        )
     elif options.show == "layers":
-        rows = gc.layers(_outputs(options.net or "model:lenet"))
+        rows = gc.layers(_outputs(options.net or "model:lenet", onnx_nets.options_of(options)))
         _print(options, [asdict(row) for row in rows] if options.json else gc.layers_table(rows), "layers")
     else:
-        module = translation_of(options.net, options.batch)
+        module = translation_of(options.net, options.batch, onnx_nets.options_of(options))
         _print(
             options, (_data if options.json else _text)(module, options), _KINDS.get(options.show, "graph")
         )
@@ -120,7 +128,7 @@ def _write_page(module: Inspected, file: Path, profiles: Sequence[Profile] = ())
 
 def _show_profile(options: argparse.Namespace) -> None:
     """Time the kernels; print them, or put them into the page."""
-    module = module_of(options.net, options.batch, profile=True)
+    module = module_of(options.net, options.batch, profile=True, options=onnx_nets.options_of(options))
     if not module.manifest["profiled"]:
         raise GraphcError(
             f"--profile: {options.net} was compiled without profile=True, so that its code notes no times: "
@@ -194,8 +202,11 @@ def _calls(module: Inspected, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _outputs(place: str) -> places.Tensors:
+def _outputs(place: str, options: onnx_nets.OnnxOptions) -> places.Tensors:
     """Return the tensors that the net at a place predicts."""
+    if onnx_nets.is_onnx(place):
+        tensors: places.Tensors = onnx_nets.describe(place, 1, options)["outputs"]
+        return tensors
     found = places.find(place)
     if isinstance(found, dict):
         return found

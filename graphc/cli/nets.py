@@ -8,8 +8,9 @@ from typing import Any
 
 import graphc as gc
 from graphc.api import translate
-from graphc.cli import places
-from graphc.errors import RangeError
+from graphc.cli import onnx_nets, places
+from graphc.cli.onnx_nets import OnnxOptions
+from graphc.errors import GraphcError, RangeError
 from graphc.inspection import Inspected
 from graphc.optim import Optimizer
 
@@ -55,31 +56,40 @@ def usable_processors() -> int:
     return os.cpu_count() or 1
 
 
-def module_of(place: str | None, batch: int | None = None, profile: bool = False) -> gc.Module:
+_PLAIN = OnnxOptions()
+
+
+def module_of(
+    place: str | None, batch: int | None = None, profile: bool = False, options: OnnxOptions = _PLAIN
+) -> gc.Module:
     """Return the net at a place, compiled; without a place the LeNet of the demo. ``batch`` is by default 1.
 
     Raises:
         GraphcError: there is no such net, or it is compiled already and the batch is another.
     """
-    found = _description(place, batch)
+    found = _description(place, batch, options)
     if isinstance(found, gc.Module):
         return found
     threads = usable_processors() if place is None or profile else 1
     return gc.compile(**found, threads=threads, profile=profile)
 
 
-def translation_of(place: str | None, batch: int | None = None) -> Inspected:
+def translation_of(place: str | None, batch: int | None = None, options: OnnxOptions = _PLAIN) -> Inspected:
     """Return the net at a place, to be read: its C is not built, unless the file that has it built it.
 
     Raises:
         GraphcError: as ``module_of``.
     """
-    found = _description(place, batch)
+    found = _description(place, batch, options)
     return found if isinstance(found, gc.Module) else translate(**found)
 
 
-def _description(place: str | None, batch: int | None) -> gc.Module | dict[str, Any]:
+def _description(place: str | None, batch: int | None, options: OnnxOptions) -> gc.Module | dict[str, Any]:
     """Return the module at a place, or what ``compile`` is to be told about the net there."""
+    if place is not None and onnx_nets.is_onnx(place):
+        return onnx_nets.describe(place, 1 if batch is None else batch, options)
+    if options.given():
+        raise GraphcError(f"{', '.join(options.given())}: for FILE.onnx alone, got {place or 'no NET'}")
     if place is None:
         return _classifier("lenet") if batch is None else _classifier("lenet", batch=batch)
     found = places.find(place)

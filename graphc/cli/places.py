@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import graphc as gc
+from graphc.cli.onnx_nets import is_onnx
 from graphc.errors import GraphcError, GraphError, UnknownNameError
 from graphc.layout import Layout
 
 METAVAR = "NET"
 SYNTAX = """\
-NET is model:NAME, FILE.py:NAME or FILE.py. model:resnet18 is a function of gc.models; keywords follow it after
-commas, as in model:vgg,depth=16,norm=True, and image=(C,H,W) is the shape of its input (with parentheses, the shell
-wants quotes). NAME in FILE.py is a compiled module, a tensor, a dict of named tensors, or a function without
-arguments that returns one of these; the file is run to get it. FILE.py alone is the only module in it."""
+NET is model:NAME, FILE.py:NAME, FILE.py or FILE.onnx. model:resnet18 is a function of gc.models; keywords follow it
+after commas, as in model:vgg,depth=16,norm=True, and image=(C,H,W) is the shape of its input (with parentheses, the
+shell wants quotes). NAME in FILE.py is a compiled module, a tensor, a dict of named tensors, or a function without
+arguments that returns one of these; the file is run to get it. FILE.py alone is the only module in it.
+FILE.onnx is a model of the ONNX format; nothing in it is run."""
 
 Tensors: TypeAlias = dict[str, gc.Tensor]
 
@@ -32,10 +34,12 @@ _USUAL_IMAGE = (3, 224, 224)
 
 
 def find(place: str) -> gc.Module | Tensors:
-    """Return the module or the named tensors at ``model:NAME`` or ``FILE.py:NAME``.
+    """Return the module or the named tensors at ``model:NAME``, ``FILE.py:NAME`` or ``FILE.onnx``.
 
     Raises: UnknownNameError, GraphError, and what is wrong with the net.
     """
+    if is_onnx(place):
+        return dict(gc.onnx.load(place).outputs)
     return model_outputs(place) if is_model(place) else _in_file(place)
 
 
@@ -105,7 +109,8 @@ def _in_file(place: str) -> gc.Module | Tensors:
     path = Path(file)
     if not path.is_file() or not (name.isidentifier() or path == Path(place)):
         raise UnknownNameError(
-            f"{place}: expected FILE.py:NAME with the name of a module or a tensor in it, or {_MODEL}NAME"
+            f"{place}: expected FILE.py:NAME with the name of a module or a tensor in it, FILE.onnx, or "
+            f"{_MODEL}NAME"
         )
     # The file may import its neighbours, as when Python runs it.
     sys.path.insert(0, str(path.absolute().parent))

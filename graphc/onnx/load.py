@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from graphc.ops.leaves import input_
 if TYPE_CHECKING:
     import onnx
 
+_SHOWN = 8  # names that an error lists
 _MOST_ELEMENTS = 2**40  # of an input; more is damage
 
 
@@ -61,7 +63,7 @@ def load(
     ``constants`` fixes the values of inputs, such as the shape that a Reshape gets as an input.
 
     Floating-point initializers with axes become parameters of the same name. Those that match ``trainable`` and not
-    ``freeze`` (a pattern or several, as in a shell) are learned.
+    ``freeze`` (a pattern or several, as in a shell) are learned; a pattern must match some.
 
     Batch normalisations of a file for inference are a scale and a shift from fixed statistics, which are never
     learned. With ``batch_norm="training"`` those whose statistics are initializers become ``gc.nn.batch_norm``:
@@ -84,8 +86,24 @@ def load(
         progress=Progress("", _patterns(trainable), _patterns(freeze), restore_batch_norm=batch_norm == "training"),
     )  # fmt: skip
     outputs = {name: found.tensor(name, value) for name, value in found.outputs.items()}
+    _check_patterns(found, trainable, freeze)
     tensors = {name: v for name, v in found.importer.values.items() if isinstance(v, Node)}
     return Imported(found.name, found.inputs, outputs, found.importer.progress.parameters, tensors)
+
+
+def _check_patterns(found: Found, trainable: str | Sequence[str], freeze: str | Sequence[str]) -> None:
+    """Refuse patterns that match no parameter: whoever wrote them would train, or not, what they did not mean.
+
+    Raises:
+        UnknownNameError: there is one.
+    """
+    known = [*found.importer.progress.parameters, *found.importer.progress.states]
+    for option, patterns in (("trainable", _patterns(trainable)), ("freeze", _patterns(freeze))):
+        for pattern in patterns:
+            if pattern == "*" or any(fnmatchcase(name, pattern) for name in known):
+                continue
+            shown = ", ".join(map(repr, known[:_SHOWN])) + ", ..." * (len(known) > _SHOWN)
+            raise UnknownNameError(f"{option}={pattern!r} matches no parameter; there are {shown or 'none'}")
 
 
 @dataclass(frozen=True)
