@@ -333,10 +333,12 @@ EXAMPLES: dict[str, dict[str, tuple[int, str]]] = {
         "graphc inspect model:lenet --profile --mode train --batch 64 --trace trace.json": (0, "batch 64"),
         "graphc inspect model:lenet --profile --html lenet.html": (0, "lenet.html: "),
         "graphc inspect --show source --color always | less -R": (0, "\x1b["),
+        "graphc inspect net.onnx --show plan --mode train --loss cross_entropy": (0, "arena"),
         "graphc inspect model.py:module --show all --json > module.json": (0, '"small"'),
     },
     "diff": {
         "graphc diff model:resnet18 model:resnet34": (1, "predict kernels: "),
+        "graphc diff model:lenet net.onnx": (1, "module: name 'lenet' -> 'net'"),
         "graphc inspect net.py:module --show all --json > before.json": (0, '"small"'),
         "graphc diff before.json net.py:module": (0, ""),
     },
@@ -352,6 +354,11 @@ EXAMPLES: dict[str, dict[str, tuple[int, str]]] = {
             "next: make -C m4 check",
         ),
         "graphc build model:lenet -o lenet.onnx": (0, "lenet.onnx: "),
+        "graphc build net.onnx -o fixed/ --dim N=4": (0, "next: make -C fixed check"),
+        "graphc build net.onnx -o tuned/ --train --loss cross_entropy --freeze conv1.* --lr 0.001": (
+            0,
+            "next: make -C tuned check",
+        ),
     },
 }
 SLOW = ("graphc build model:resnet_cifar -o resnet/ --train --name resnet",)
@@ -386,6 +393,7 @@ def test_each_example_works(
     names: dict[str, Any] = {}
     exec(compile(MODULE, "model.py", "exec"), names)
     names["module"].save("trained.safetensors")
+    gc.compile(gc.models.lenet(gc.input("x", ("N", 1, 32, 32)))).to_onnx("net.onnx")
     text = {"inspect": inspect, "diff": diff, "build": build}[command].EXAMPLES
     examples = re.findall(r"^  (graphc .+)$", text, flags=re.MULTILINE)
     assert examples == list(EXAMPLES[command])

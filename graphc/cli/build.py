@@ -34,8 +34,8 @@ examples:
   graphc build model:lenet -o x86/ --target x86-64,x86-64-v3,x86-64-v4
   graphc build model:lenet -o m4/ --target cortex-m4 && make -C m4 check
   graphc build model:lenet -o lenet.onnx
-  graphc build net.onnx -o out/ --dim height=224 --dim width=224
-  graphc build net.onnx -o out/ --train --loss cross_entropy --freeze 'conv1*' --lr 0.001"""
+  graphc build net.onnx -o fixed/ --dim N=4
+  graphc build net.onnx -o tuned/ --train --loss cross_entropy --freeze conv1.* --lr 0.001"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

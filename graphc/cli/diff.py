@@ -23,9 +23,9 @@ of an earlier version. Exit status: 0 if nothing differs, 1 if something does, 2
 EXAMPLES = """\
 examples:
   graphc diff model:resnet18 model:resnet34
+  graphc diff model:lenet net.onnx
   graphc inspect net.py:module --show all --json > before.json
-  graphc diff before.json net.py:module
-  graphc diff model:lenet lenet.onnx"""
+  graphc diff before.json net.py:module"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ _LR, _MOMENTUM = 0.01, 0.9
 class OnnxOptions:
     """How an ONNX file is read, and what is added so that it can be trained."""
 
-    dims: Mapping[str, int] = field(default_factory=dict)
+    dims: tuple[tuple[str, int], ...] = ()
     loss: str | None = None
     output: str | None = None
     freeze: tuple[str, ...] = ()
@@ -44,7 +43,7 @@ class OnnxOptions:
         """Return the options that are not as they are by default."""
         values = {"--dim": self.dims, "--loss": self.loss, "--output": self.output, "--freeze": self.freeze,
                   "--lr": self.lr, "--momentum": self.momentum}  # fmt: skip
-        return [name for name, value in values.items() if value not in (None, (), {})]
+        return [name for name, value in values.items() if value not in (None, ())]
 
 
 def is_onnx(place: str) -> bool:
@@ -84,7 +83,7 @@ def options_of(options: argparse.Namespace) -> OnnxOptions:
         dims[name] = int(value)
     given = vars(options)
     found = OnnxOptions(
-        dims, given.get("loss"), given.get("output"), tuple(given.get("freeze", ())), given.get("lr"),
+        tuple(dims.items()), given.get("loss"), given.get("output"), tuple(given.get("freeze", ())), given.get("lr"),
         given.get("momentum"),
     )  # fmt: skip
     alone = [name for name in found.given() if name not in ("--dim", "--loss")]
@@ -102,7 +101,7 @@ def describe(place: str, batch: int, options: OnnxOptions) -> dict[str, Any]:
         GraphcError: it cannot be imported, or the loss does not fit it.
     """
     try:
-        model = gc.onnx.load(place, dims=options.dims, freeze=options.freeze)
+        model = gc.onnx.load(place, dims=dict(options.dims), freeze=options.freeze)
     except GraphcError as error:
         if "has no value; give it one with dims=" not in str(error):
             raise

@@ -154,6 +154,10 @@ def import_model(
     if unknown:
         raise UnknownNameError(f"{file} has no input {', '.join(map(repr, unknown))}")
     wanted = [i for i in graph.input if i.name not in values]
+    symbolic = dict.fromkeys(d.dim_param for i in wanted for d in i.type.tensor_type.shape.dim if d.dim_param)
+    if strange := [name for name in dims if name not in symbolic]:
+        known = ", ".join(map(repr, symbolic)) or "none"
+        raise UnknownNameError(f"{file} has no symbolic dimension {strange[0]!r}; there are {known}")
     values.update({name: Known(np.asarray(array)) for name, array in constants.items()})
     names, batch = unique_names(i.name for i in wanted), _batch_name(wanted)
     inputs: dict[str, Node] = {}
