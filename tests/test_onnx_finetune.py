@@ -218,10 +218,3 @@ def test_batch_norms_in_training_form_follow_pytorchs(source: Source) -> None:
         if ".running_" in name:
             np.testing.assert_allclose(module.state[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
             assert not np.allclose(value, source.net.state_dict()[name].numpy(), rtol=1e-2, atol=1e-3)
-
-
-@full_only
-@pytest.mark.parametrize("fixed", [FIXED, ()], ids=["frozen", "whole"])
-def test_losses_are_pytorchs_on_larger_images(fixed: Sequence[str], source: Source) -> None:
-    module = headed(source, fixed, 96, 8)
-    compare_losses(source, module, fixed, STEPS, RTOL, size=96, batch=8)
