@@ -13,11 +13,11 @@ export GRAPHC_SHARED_TOOLS ?= $(SHARED_TOOLS)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint format wheel clean
+.PHONY: help demo test test-full onnx-support lint format wheel clean
 .NOTPARALLEL:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(BIN)/.demo  ## train a LeNet on handwritten digits by generated C (everything is installed first)
 	@$(BIN)/graphc demo --out $(OUT)
@@ -29,6 +29,9 @@ test-full: $(BIN)/.test  ## what takes too long for every run, such as 30 steps 
 	@GRAPHC_FULL=1 $(BIN)/python -m pytest tests/test_models_training.py tests/test_models_torch.py \
 	    tests/test_poison.py tests/test_chunked.py tests/test_emitted_bits.py tests/test_emitted_sanitized.py \
 	    tests/test_emitted_warnings.py tests/test_commands.py tests/test_cli.py
+
+onnx-support: $(BIN)/.test  ## run all of ONNX's own tests and write docs/onnx_support.md (some minutes)
+	@$(BIN)/python docs/onnx_support.py
 
 lint: $(BIN)/.test  ## check style and types
 	$(BIN)/ruff check
