@@ -30,6 +30,11 @@ from typing import IO, Any
 import numpy as np
 
 PAGE = Path(__file__).parent / "onnx_support.md"
+NOTES = {
+    "test_dft_inverse": "the exact result is 0 there; the suite expects the 1.9e-7 that its own float32 transform rounds "
+    "to, beyond its own tolerance",
+}
+"""What the page says of failures that are no mistakes of graphc's, by the beginning of their names."""
 _SECONDS = 300  # after which a test counts as failed
 
 
@@ -250,8 +255,13 @@ def page(outcomes: Sequence[Outcome]) -> str:
         chosen = sorted((o for o in outcomes if o.status == status), key=lambda o: o.name)
         if chosen:
             lines += ["", f"## {title}", ""]
-            lines += [f"- `{o.name}`: {_short(o.reason)}" for o in chosen]
+            lines += [f"- `{o.name}`: {_short(o.reason)}{_note(o)}" for o in chosen]
     return "\n".join(lines) + "\n"
+
+
+def _note(outcome: Outcome) -> str:
+    notes = [note for name, note in NOTES.items() if outcome.name.startswith(name)]
+    return f" ({notes[0]})" if notes and outcome.status == "failed" else ""
 
 
 def _short(reason: str) -> str:
