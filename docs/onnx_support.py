@@ -31,8 +31,8 @@ import numpy as np
 
 PAGE = Path(__file__).parent / "onnx_support.md"
 NOTES = {
-    "test_dft_inverse": "the exact result is 0 there; the suite expects the 1.9e-7 that its own float32 transform rounds "
-    "to, beyond its own tolerance",
+    "test_dft_inverse": "the exact result is 0 there; the suite expects the 1.9e-7 that its own float32 transform "
+    "rounds to, beyond its own tolerance",
 }
 """What the page says of failures that are no mistakes of graphc's, by the beginning of their names."""
 _SECONDS = 300  # after which a test counts as failed
