@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 from onnx.backend.base import Backend as BaseBackend
 from onnx.backend.base import BackendRep
+from onnx.helper import tensor_dtype_to_np_dtype
 
 from graphc.api import Module, compile
 from graphc.build import BuildOptions
@@ -22,7 +23,7 @@ from graphc.graph.node import Node, topological
 from graphc.onnx.importer import OnnxImportError, Progress
 from graphc.onnx.load import Found, import_model
 from graphc.onnx.names import unique_names
-from graphc.onnx.values import Known, Listed, Value
+from graphc.onnx.values import Known, Listed, Value, widened
 from graphc.ops.leaves import Constant, Full
 
 _BUILD = BuildOptions(optimisation=("-O1",))
@@ -65,7 +66,8 @@ class Rep(BackendRep):
         }
         fed: Any = {n: feeds[n] for n in module.input_types} if module is not None else {}
         computed = module.predict(**fed) if module is not None else {}
-        return tuple(_result(name, value, computed) for name, value in found.outputs.items())
+        results = (_result(name, value, computed) for name, value in found.outputs.items())
+        return tuple(map(_narrowed, results, self._model.graph.output))
 
     def _arrays(self, inputs: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the inputs by name: those without an initializer, or all where there are as many."""
@@ -75,7 +77,7 @@ class Rep(BackendRep):
         given = {name: value for name, value in inputs.items() if value is not None}
         if any(isinstance(value, (list, tuple)) for value in given.values()):
             raise UnsupportedError("inputs that are sequences are not supported")
-        return {name: np.asarray(value) for name, value in given.items()}
+        return {name: widened(np.asarray(value)) for name, value in given.items()}
 
     def _initialised(self) -> set[str]:
         return {t.name for t in self._model.graph.initializer}
@@ -124,6 +126,15 @@ def _result(name: str, value: Value, computed: Mapping[str, np.ndarray]) -> Any:
     if isinstance(value, Listed):
         return [_result(f"{name}__{k}", item, computed) for k, item in enumerate(value.items)]
     return value.array if isinstance(value, Known) else computed[name]
+
+
+def _narrowed(result: Any, declared: Any) -> Any:
+    """Return a result in the type that the model declares, where that is a float of 16 bits."""
+    element = declared.type.tensor_type.elem_type
+    if element not in (TensorProto.FLOAT16, TensorProto.BFLOAT16) or not isinstance(result, np.ndarray):
+        return result
+    with np.errstate(over="ignore"):  # what is too large for them is an infinity
+        return result.astype(tensor_dtype_to_np_dtype(element))
 
 
 def _floating(outputs: Iterable[Node]) -> str:

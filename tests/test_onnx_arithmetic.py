@@ -9,6 +9,7 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 import graphc as gc
+from graphc.graph.interpret import interpret
 
 
 @pytest.mark.parametrize("operator", ["Cast", "CastLike"])
@@ -151,3 +152,21 @@ def test_gradients_of_what_is_composed(operator: str, attributes: dict[str, floa
 def test_a_known_exponent_becomes_part_of_the_formula() -> None:
     found = loaded([node("Pow", "x two", "y")], {"x": "float32"}, two=np.float32(2))
     assert found.outputs["y"].op.expr == gc.square(found.inputs["x"]).op.expr
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_floats_of_16_bits_are_float32(kind: int) -> None:
+    """Weights, inputs, outputs and casts; nothing is rounded in between."""
+    weight = helper.make_tensor("w", kind, [2], [1.5, -0.25])
+    nodes = [helper.make_node("Mul", ["x", "w"], ["m"]), helper.make_node("Cast", ["m"], ["y"], to=kind)]
+    graph = helper.make_graph(
+        nodes, "halves", [helper.make_tensor_value_info("x", kind, ["n", 2])],
+        [helper.make_tensor_value_info("y", kind, ["n", 2])], [weight],
+    )  # fmt: skip
+    model = gc.onnx.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))
+    assert model.inputs["x"].dtype == model.outputs["y"].dtype == model.parameters["w"].dtype == "float32"
+    x = np.array([[1 / 3, 1e6]], np.float32)
+    found = interpret(
+        [model.outputs["y"]], {model.inputs["x"]: x, model.parameters["w"]: np.array([1.5, -0.25])}
+    )[0]
+    np.testing.assert_array_equal(found, x.astype(np.float64) * [1.5, -0.25])

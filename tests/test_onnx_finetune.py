@@ -63,7 +63,12 @@ def source() -> Source:
 
 
 def headed(
-    source: Source, fixed: Sequence[str] = (), size: int = 32, batch: int = BATCH, dtype: str = "float32", **load: Any
+    source: Source,
+    fixed: Sequence[str] = (),
+    size: int = 32,
+    batch: int = BATCH,
+    dtype: str = "float32",
+    **load: Any,
 ) -> gc.Module:
     """Return the net compiled with a head of its own."""
     found = gc.onnx.load(

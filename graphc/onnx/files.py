@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from graphc.errors import GraphcError, GraphError
+from graphc.onnx.values import widened
 
 
 def read(onnx: Any, model: Any) -> Any:
@@ -52,7 +53,7 @@ def array_of(onnx: Any, tensor: Any, file: str, folder: str | None = None) -> np
         raise GraphError(f"{what}: shape {shape}")
     try:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            return _external(onnx, tensor, what, folder)
+            return widened(_external(onnx, tensor, what, folder))
         array = np.asarray(onnx.numpy_helper.to_array(tensor))
     except GraphcError:
         raise
@@ -60,7 +61,7 @@ def array_of(onnx: Any, tensor: Any, file: str, folder: str | None = None) -> np
         raise GraphError(f"{what} of shape {shape}: {error}") from error
     if array.shape != shape:
         raise GraphError(f"{what} of shape {shape}: its data have shape {array.shape}")
-    return array
+    return widened(array)
 
 
 def _external(onnx: Any, tensor: Any, what: str, folder: str | None) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from graphc.onnx.package import onnx_package
 from graphc.onnx.site import UnsupportedError
-from graphc.onnx.values import Known
+from graphc.onnx.values import Known, widened
 
 LARGEST = 2**28
 """Bytes that a result may have which is computed while importing."""
@@ -94,7 +94,7 @@ def fold(node: Any, arrays: Sequence[np.ndarray | None], opsets: Mapping[str, in
         raise UnsupportedError(f"it cannot be computed while importing: {error}") from error
     if not all(isinstance(r, (np.ndarray, np.generic)) for r in results.values()):
         raise UnsupportedError("its result is no tensor")
-    return [Known(np.asarray(results.get(name, 0))) for name in node.output]
+    return [Known(widened(np.asarray(results.get(name, 0)))) for name in node.output]
 
 
 def _check_sizes(onnx: Any, node: Any, feeds: Mapping[str, np.ndarray], opsets: Mapping[str, int]) -> None:

@@ -19,7 +19,7 @@ from graphc.onnx.names import unique_names
 from graphc.onnx.order import needed_nodes
 from graphc.onnx.package import onnx_package
 from graphc.onnx.site import UnsupportedError
-from graphc.onnx.values import Known, Value
+from graphc.onnx.values import HALVES, Known, Value, widened
 from graphc.ops.leaves import input_
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def load(
     Weights may lie in other files of the model's folder, if the model is loaded by its path. Operator sets of ONNX 6
     and newer are read; of 6, what has the meaning that it has in 7, as PyTorch's early exports have. Nodes that no
     output needs are left out.
+
+    Tensors of 16-bit floats are float32 here, inputs and outputs too, and are not rounded in between.
 
     Raises:
         GraphcError: the model is damaged, a symbolic dimension has no value, or nodes cannot be imported: the error
@@ -158,7 +160,7 @@ def import_model(
     if strange := [name for name in dims if name not in symbolic]:
         known = ", ".join(map(repr, symbolic)) or "none"
         raise UnknownNameError(f"{file} has no symbolic dimension {strange[0]!r}; there are {known}")
-    values.update({name: Known(np.asarray(array)) for name, array in constants.items()})
+    values.update({name: Known(widened(np.asarray(array))) for name, array in constants.items()})
     names, batch = unique_names(i.name for i in wanted), _batch_name(wanted)
     inputs: dict[str, Node] = {}
     for declared in wanted:
@@ -189,7 +191,7 @@ def _input(onnx: Any, declared: Any, name: str, shape: Sequence[int | str]) -> N
     if math.prod(d for d in shape if isinstance(d, int)) > _MOST_ELEMENTS:
         raise RangeError(f"onnx: input {declared.name!r}: shape {tuple(shape)} is too large")
     dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element)))
-    return input_(name, tuple(shape), dtype)
+    return input_(name, tuple(shape), "float32" if dtype in HALVES else dtype)
 
 
 def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:

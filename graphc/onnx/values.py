@@ -45,6 +45,15 @@ class Listed(Known):
         return cls(np.empty(0, object), "", tuple(items))
 
 
+HALVES = ("float16", "bfloat16")
+"""Dtypes of 16 bits, which are held and computed in float32."""
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """Return an array of floats of 16 bits in float32, which has all their values; any other as it is."""
+    return array.astype(np.float32) if str(array.dtype) in HALVES else array
+
+
 def shape_of(value: Value) -> Shape:
     """Return the shape of what a name stands for."""
     return value.shape if isinstance(value, Node) else value.array.shape

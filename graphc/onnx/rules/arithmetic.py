@@ -10,7 +10,7 @@ import numpy as np
 from graphc.graph.node import Node
 from graphc.onnx.package import onnx_package
 from graphc.onnx.site import RULES, Site, UnsupportedError, rule
-from graphc.onnx.values import Known, Value
+from graphc.onnx.values import HALVES, Known, Value
 from graphc.ops import elementwise as ew
 from graphc.ops import numeric
 from graphc.types import DTYPES
@@ -111,7 +111,9 @@ def cast(site: Site) -> Value:
     """``to`` is a number of ONNX's list of types; floats truncate towards zero when they become integers."""
     onnx = onnx_package()
     name = onnx.TensorProto.DataType.Name(site.get("to")).lower()
-    return _cast(site, {"float": "float32", "double": "float64"}.get(name, name))
+    return _cast(
+        site, {"float": "float32", "double": "float64", **dict.fromkeys(HALVES, "float32")}.get(name, name)
+    )
 
 
 @rule("CastLike")
