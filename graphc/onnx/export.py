@@ -14,10 +14,10 @@ from graphc.graph.node import Node, topological
 from graphc.layout import name_leaves
 from graphc.onnx import writers as _  # noqa: F401  # enters the writers
 from graphc.onnx.emission import IR_VERSION, OPSET, Emission
-from graphc.onnx.file import save
 from graphc.onnx.package import onnx_package
 from graphc.onnx.patterns import match, users_of
 from graphc.onnx.training import LR, STEP, TrainingGraph, training_graph, write_update
+from graphc.onnx.writing import save
 from graphc.ops.leaves import Constant, Input, Parameter, RandomUniform, State
 from graphc.passes.specialise import specialise
 from graphc.pipeline import Request, written_graph
