@@ -30,6 +30,7 @@ from graphc.scalar import (
     softplus,
     stabilise,
     substitute,
+    whole,
 )
 from graphc.scalar.catalogue import CATALOGUE
 
@@ -66,6 +67,21 @@ EXACT = {
     maximum: max,
     minimum: min,
 }
+WHOLE_EXACT = {
+    whole.rint: lambda a: round(a),
+    whole.isnan: lambda a: 0,
+    whole.isinf: lambda a: 0,
+    whole.quotient: lambda a, b: abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1) if b else 0,
+    whole.remainder: lambda a, b: abs(a) % abs(b) * (-1 if a < 0 else 1),
+    whole.modulo: lambda a, b: a % b,
+    whole.bit_and: lambda a, b: a & b,
+    whole.bit_or: lambda a, b: a | b,
+    whole.bit_xor: lambda a, b: a ^ b,
+    whole.bit_not: lambda a: -a - 1,
+    whole.shift_left: lambda a, b: a * 2**b,
+    whole.shift_right: lambda a, b: a // 2**b,
+    whole.whole_power: lambda a, b: a**b,
+}
 DOMAIN = {
     sp.log: (1e-30, 1e30),
     sp.asin: (-0.999, 0.999),
@@ -77,6 +93,8 @@ DOMAIN = {
     sp.cos: (-50, 50),
     sp.tan: (-1.5, 1.5),
 }
+REAL = [f for f in CATALOGUE if f.__module__ != "graphc.scalar.whole"]
+WHOLE = [f for f in CATALOGUE if f not in REAL]
 TWO = (sp.atan2, logaddexp, maximum, minimum)
 
 
@@ -94,7 +112,7 @@ def exact(function: type[sp.Basic], operands: tuple[float, ...]) -> mpmath.mpf:
 
 def calls() -> list[tuple[type[sp.Basic], tuple[float, ...]]]:
     found: list[tuple[type[sp.Basic], tuple[float, ...]]] = []
-    for function in CATALOGUE:
+    for function in REAL:
         some = points(function)
         found += [
             (function, (a, b) if function in TWO else (a,))
@@ -104,10 +122,11 @@ def calls() -> list[tuple[type[sp.Basic], tuple[float, ...]]]:
 
 
 def test_every_function_is_checked() -> None:
-    assert set(EXACT) == set(CATALOGUE)
+    assert set(EXACT) == set(REAL)
+    assert set(WHOLE_EXACT) == set(WHOLE)
 
 
-@pytest.mark.parametrize("function", list(CATALOGUE), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", REAL, ids=lambda f: f.__name__)
 def test_value_matches_high_precision(function: type[sp.Basic]) -> None:
     symbols = (x, z) if function in TWO else (x,)
     expr = function(*symbols)
@@ -117,7 +136,32 @@ def test_value_matches_high_precision(function: type[sp.Basic]) -> None:
             assert got == pytest.approx(float(exact(f, operands)), rel=4e-15, abs=1e-300), operands
 
 
-@pytest.mark.parametrize("function", list(CATALOGUE), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", WHOLE, ids=lambda f: f.__name__)
+def test_functions_of_whole_numbers_are_exact(function: type[sp.Basic]) -> None:
+    two = function.nargs == sp.FiniteSet(2)
+    expr = function(x, z) if two else function(x)
+    positive = function in (whole.shift_left, whole.shift_right, whole.whole_power)
+    for a in (-1000, -7, -2, -1, 0, 1, 3, 6, 255):
+        for b in (0, 1, 2, 5) if positive else (-9, -2, -1, 1, 4, 17):
+            given = (a, b) if two else (a,)
+            wanted = WHOLE_EXACT[function](*given)
+            assert float(evaluate(expr, [float(v) for v in given])) == wanted, given
+            assert function(*map(sp.Integer, given)) in (wanted, function(*given)), given
+
+
+@pytest.mark.parametrize("function", WHOLE, ids=lambda f: f.__name__)
+def test_slopes_of_functions_of_whole_numbers(function: type[sp.Basic]) -> None:
+    """0 for all but what a division leaves, whose slope in the divisor is minus the quotient."""
+    if function in (whole.remainder, whole.modulo):
+        down = -4.0 if function is whole.modulo else -3.0
+        assert float(evaluate(derivative(function(x, z), x), [-7.5, 2.0])) == 1
+        assert float(evaluate(derivative(function(x, z), z), [-7.5, 2.0])) == -down
+        return
+    two = function.nargs == sp.FiniteSet(2)
+    assert derivative(function(x, z) if two else function(x), x) == 0
+
+
+@pytest.mark.parametrize("function", REAL, ids=lambda f: f.__name__)
 def test_derivative_matches_central_difference(function: type[sp.Basic]) -> None:
     symbols = (x, z) if function in TWO else (x,)
     slopes = [derivative(function(*symbols), s) for s in symbols]

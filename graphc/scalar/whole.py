@@ -148,7 +148,7 @@ class shift_left(_Bounded):
     exact = staticmethod(lambda a, b: int(a) << int(b) if 0 <= b < 31 else None)
 
 
-class shift_right(_Exact):
+class shift_right(Flat):
     """An integer without its lowest bits; what is shifted in is the sign."""
 
     nargs = 2
