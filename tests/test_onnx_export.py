@@ -15,7 +15,7 @@ from graphc.cli import main
 from graphc.errors import FormulaError, GraphError
 from graphc.graph.interpret import interpret
 from graphc.graph.node import Node, topological
-from graphc.onnx import file as onnx_file
+from graphc.onnx import writing as onnx_file
 from graphc.onnx.export import Given, write_onnx
 from graphc.ops.leaves import RandomUniform
 from graphc.ops.registry import REGISTRY, Sample

@@ -46,7 +46,7 @@ _ANCHOR_WORDS = words(
     "h w i j k b p q r s d a v g value best tap inside at weights grads count live panel pixel cotangent "
     "factor index channel vector taps a_lead above b_lead begin below c0 groups i_begin images line most "
     "other packed part pixels points product result rows_begin share strip sums t wanted window windows wins "
-    "plane band start stop row_tap candidate kept column map border fresh last again next "
+    "plane band start stop row_tap candidate kept column map border fresh last again next given held "
     "ki kj result results term terms element tile_a tile_b depth stream"
 )
 _FORM = re.compile(
