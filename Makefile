@@ -28,7 +28,8 @@ test: $(BIN)/.test  ## run all tests, those against PyTorch included
 test-full: $(BIN)/.test  ## what takes too long for every run, such as 30 steps of every full-size net
 	@GRAPHC_FULL=1 $(BIN)/python -m pytest tests/test_models_training.py tests/test_models_torch.py \
 	    tests/test_poison.py tests/test_chunked.py tests/test_emitted_bits.py tests/test_emitted_sanitized.py \
-	    tests/test_emitted_warnings.py tests/test_commands.py tests/test_cli.py
+	    tests/test_emitted_warnings.py tests/test_commands.py tests/test_cli.py tests/test_onnx_export.py \
+	    tests/test_onnx_finetune.py tests/test_onnx_models.py tests/test_onnx_torch.py
 
 onnx-support: $(BIN)/.test  ## run all of ONNX's own tests and write docs/onnx_support.md (some minutes)
 	@$(BIN)/python docs/onnx_support.py
