@@ -155,8 +155,7 @@ class Module(RuntimeModule):
 
         ``mode`` is ``"inference"`` or ``"train"``, after which the module is as it was. The machine's peak is
         measured at the first call, which takes some seconds; a device's is not, and its profile has no roof. The
-        result has a ``table()``, a ``trace(path)`` for
-        chrome://tracing, and a ``plot(path)`` of the roofline.
+        result has a ``table()``, a ``trace(path)`` for chrome://tracing, and a ``plot(path)`` of the roofline.
 
         Raises:
             GraphcError: the module was compiled without ``profile=True``, or an input does not fit.

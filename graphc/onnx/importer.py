@@ -24,7 +24,7 @@ from graphc.onnx.package import onnx_package
 from graphc.onnx.site import FOLDED, RULES, Site, UnsupportedError
 from graphc.onnx.values import Known, Listed, Value, shape_of
 from graphc.ops.leaves import Parameter, Scope, State, constant
-from graphc.types import DTYPES
+from graphc.types import DTYPES, DType
 
 Environment = MutableMapping[str, Value]
 _UNUSED = Known(np.empty(0))  # a result without a name, which the body of a function need not compute
@@ -135,14 +135,11 @@ class Importer:
             return constant(known.array, str(known.array.dtype))
         parameters = self.progress.parameters
         if known.weight not in parameters:
-            name = self._parameter_name(known.weight)
-            scope, _, last = name.rpartition(".")
+            name, scope, field = self._place(known.weight, "parameter")
             learned = learned and _matches(known.weight, self.progress.trainable)
-            leaf = Parameter(
-                "float64" if known.array.dtype == np.float64 else "float32", known.array.shape,
-                Array(known.array), Scope("parameter", scope or last), last if scope else "",
-                learned and not _matches(known.weight, self.progress.freeze),
-            )  # fmt: skip
+            learned = learned and not _matches(known.weight, self.progress.freeze)
+            values = Array(known.array)
+            leaf = Parameter(_float_of(known.array), known.array.shape, values, scope, field, learned)
             parameters[known.weight] = leaf(name=name)
         return parameters[known.weight]
 
@@ -155,12 +152,8 @@ class Importer:
         """Return the state that starts at the value of an initializer, under its name."""
         states = self.progress.states
         if known.weight not in states:
-            name = self._parameter_name(known.weight)
-            scope, _, last = name.rpartition(".")
-            leaf = State(
-                "float64" if known.array.dtype == np.float64 else "float32", known.array.shape,
-                Array(known.array), Scope("state", scope or last), last if scope else "",
-            )  # fmt: skip
+            name, scope, field = self._place(known.weight, "state")
+            leaf = State(_float_of(known.array), known.array.shape, Array(known.array), scope, field)
             states[known.weight] = leaf(name=name)
         return states[known.weight]
 
@@ -196,10 +189,13 @@ class Importer:
             raise RefusedError
         return [self.values[name] for name in results]
 
-    def _parameter_name(self, name: str) -> str:
+    def _place(self, weight: str, kind: str) -> tuple[str, Scope, str]:
+        """Return a name that is free for an initializer, and the layer and the field that it says."""
         made = (*self.progress.parameters.values(), *self.progress.states.values())
         taken = {node.name for node in made}
-        return next(n for n in numbered(identifier(name, dots=True)) if n not in taken)
+        name = next(n for n in numbered(identifier(weight, dots=True)) if n not in taken)
+        scope, dot, last = name.rpartition(".")
+        return name, Scope(kind, scope if dot else last), last if dot else ""
 
     def _refuse(self, node: Any, reason: str) -> None:
         name = node.name or ", ".join(node.output)
@@ -292,6 +288,10 @@ class Importer:
 
 def _domain(node: Any) -> str:
     return "" if node.domain == "ai.onnx" else str(node.domain)
+
+
+def _float_of(array: np.ndarray) -> DType:
+    return "float64" if array.dtype == np.float64 else "float32"
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

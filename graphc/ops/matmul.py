@@ -129,13 +129,23 @@ def matmul(a: Node, b: Node) -> Node:
     """
     if a.rank == 0 or b.rank == 0:
         raise ShapeError("matmul: operands must not be scalars")
-    left = reshape(a, (1, *a.shape)) if a.rank == 1 else a
-    right = reshape(b, (*b.shape, 1)) if b.rank == 1 else b
+    left, right = as_matrices(a, b)
     if right.rank == 2 and left.rank > 2:  # leading axes of A are just more rows
         rows = reshape(left, (product(left.shape[:-1]), left.shape[-1]))
         out = reshape(MatMul()(rows, right), (*left.shape[:-1], right.shape[-1]))
     else:
         out = MatMul()(left, right)
+    return without_added_axes(out, a, b)
+
+
+def as_matrices(a: Node, b: Node) -> tuple[Node, Node]:
+    """Return the factors of a product, a vector on the left as one row and one on the right as one column."""
+    left = reshape(a, (1, *a.shape)) if a.rank == 1 else a
+    return left, reshape(b, (*b.shape, 1)) if b.rank == 1 else b
+
+
+def without_added_axes(out: Node, a: Node, b: Node) -> Node:
+    """Return a product without the axes that ``as_matrices`` gave its factors."""
     shape = list(out.shape)
     if b.rank == 1:
         del shape[-1]

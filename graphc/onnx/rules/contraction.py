@@ -9,7 +9,7 @@ from string import ascii_letters
 from graphc.graph.node import Node
 from graphc.onnx.site import Site, UnsupportedError, rule
 from graphc.ops import elementwise as ew
-from graphc.ops.matmul import matmul
+from graphc.ops.matmul import as_matrices, matmul, without_added_axes
 from graphc.ops.movement import expand, reshape, transpose
 from graphc.ops.reduce import iota, sum
 from graphc.types import Size, broadcast_shapes, product
@@ -151,15 +151,8 @@ def whole_matmul(a: Node, b: Node) -> Node:
     """
     if a.rank == 0 or b.rank == 0:
         raise UnsupportedError("a product of scalars")
-    left = reshape(a, (1, *a.shape)) if a.rank == 1 else a
-    right = reshape(b, (*b.shape, 1)) if b.rank == 1 else b
+    left, right = as_matrices(a, b)
     if left.shape[-1] != right.shape[-2]:
         raise UnsupportedError(f"inner extents of {a.type} by {b.type} differ")
     spread = reshape(left, (*left.shape, 1)) * reshape(right, (*right.shape[:-2], 1, *right.shape[-2:]))
-    out = sum(spread, -2)
-    shape = list(out.shape)
-    if b.rank == 1:
-        del shape[-1]
-    if a.rank == 1:
-        del shape[len(shape) - (1 if b.rank == 1 else 2)]
-    return reshape(out, shape)
+    return without_added_axes(sum(spread, -2), a, b)
